@@ -91,6 +91,149 @@ WAN_API const char *wan_context_backend(const wan_context *context);
 WAN_API char *wan_context_profile(wan_context *context);
 WAN_API void wan_free(void *p);
 
+/* ---- Model: an opened checkpoint directory ---- */
+
+typedef struct wan_model wan_model;
+
+/* dir: an official Wan2.2 (or Wan2.1 text-to-video) checkpoint directory, the diffusers layout of the
+ * same, or the MLX port's. Files are mapped; weights are loaded when a call needs them. */
+WAN_API wan_status wan_model_open(wan_context *context, const char *dir, wan_model **out);
+WAN_API void wan_model_close(wan_model *model);
+/* What the directory holds (also of an incomplete one), as text or JSON; caller frees with wan_free(). */
+WAN_API wan_status wan_model_describe(wan_context *context, const char *dir, bool json, char **out);
+
+/* ---- Generation ---- */
+
+typedef enum wan_stage {
+  WAN_STAGE_PREPARE = 0,
+  WAN_STAGE_TEXT,
+  WAN_STAGE_ENCODE, /* VAE encoding of the given picture or video */
+  WAN_STAGE_DENOISE,
+  WAN_STAGE_DECODE, /* VAE decoding and video encoding, overlapped */
+  WAN_STAGE_FINISH,
+  WAN_STAGE_COUNT
+} wan_stage;
+WAN_API const char *wan_stage_name(wan_stage stage);
+
+typedef struct wan_progress {
+  wan_stage stage;
+  int step, steps; /* of the stage: denoising steps, decoded frames, text layers */
+  double fraction; /* of the whole run, 0..1, never decreasing */
+  double seconds_elapsed;
+  double seconds_left;  /* estimate; negative while there is none yet */
+  const char *expert;   /* "high", "low" or NULL */
+  uint64_t memory;      /* bytes held now */
+  uint64_t memory_peak; /* most bytes held in this stage so far */
+} wan_progress;
+typedef void (*wan_progress_fn)(void *user, const wan_progress *progress);
+/* A rough picture of the current x0 estimate: rgb[height*width*3], valid during the call. */
+typedef void (*wan_preview_fn)(void *user, int step, int width, int height, const uint8_t *rgb);
+/* One finished frame, in order; return false to cancel. */
+typedef bool (*wan_frame_fn)(void *user, int index, int width, int height, const uint8_t *rgb);
+
+typedef enum wan_sampler { WAN_SAMPLER_UNIPC = 0, WAN_SAMPLER_DPMPP, WAN_SAMPLER_EULER } wan_sampler;
+typedef enum wan_schedule { WAN_SCHEDULE_OFFICIAL = 0, WAN_SCHEDULE_DIFFUSERS } wan_schedule;
+typedef enum wan_rng { WAN_RNG_TORCH_CPU = 0, WAN_RNG_PHILOX } wan_rng;
+
+typedef struct wan_image {
+  int width, height;
+  const uint8_t *rgb; /* height*width*3 */
+} wan_image;
+
+typedef struct wan_generate_params {
+  size_t size;
+  const char *prompt;          /* UTF-8 */
+  const char *negative;        /* NULL: the official default text; "": an empty prompt */
+  const char *image_path;      /* picture to start from; NULL: text to video */
+  wan_image image;             /* the same from memory, used when image_path is NULL and rgb is not */
+  const char *last_image_path; /* I2V: picture of the last frame (first-last-frame to video); NULL: none */
+  bool no_exif;                /* ignore the picture's EXIF orientation, as the official code does */
+  int width, height;           /* 0: the model's default; with a picture only the area counts */
+  int frames;                  /* 4n+1, rounded down as the official code does; 0: the model's default */
+  int steps;                   /* 0: the model's default */
+  double shift;                /* 0: the model's default */
+  double guidance_low, guidance_high;  /* negative: the model's default; single-expert models use _low */
+  double guidance_start, guidance_end; /* part of the steps (0..1) with guidance; default 0..1 */
+  wan_sampler sampler;
+  wan_schedule schedule;
+  const float *sigmas;       /* explicit sigmas, `steps` of them; NULL: from the schedule */
+  int steps_high, steps_low; /* two-expert models: explicit split instead of the boundary; 0: boundary */
+  double boundary;           /* two-expert models: 0: the model's default (0.875, 0.9) */
+  bool cfg_zero_star;        /* optimised guidance scale (CFG-Zero*, arXiv 2503.18886) */
+  int zero_init_steps;       /* CFG-Zero*: first steps whose velocity is zero */
+  double apg_eta;            /* adaptive projected guidance (arXiv 2410.02416): weight of the parallel part */
+  double apg_norm;           /*   norm threshold, 0: none */
+  double apg_momentum;       /*   momentum */
+  bool apg;                  /*   switch */
+  const int *skip_layers;    /* skip-layer guidance: blocks left out of an extra pass */
+  int skip_layer_count;
+  double skip_layer_scale, skip_layer_start, skip_layer_end;
+  int64_t seed; /* negative: random; the one used is in wan_generate_result */
+  wan_rng rng;
+  const char *noise_path;       /* safetensors with "noise" [C,T,h,w] F32 instead of a generator */
+  const char *output_path;      /* .mp4 .webm .gif, a PNG pattern or directory; NULL: frames only */
+  int crf;                      /* -1: the default */
+  double fps;                   /* 0: the model's default */
+  const char *save_latent_path; /* write the final latent ("latent" [C,T,h,w]) here; NULL: no */
+  const char *from_latent_path; /* decode this latent instead of generating; NULL: generate */
+  const char *checkpoint_path;  /* state saved after every step; resumes from it if it exists */
+  wan_progress_fn progress;
+  wan_preview_fn preview;
+  wan_frame_fn frame;
+  void *user;
+} wan_generate_params;
+
+typedef struct wan_generate_result {
+  size_t size;
+  int64_t seed;
+  int width, height, frames;
+  double fps;
+  double seconds[WAN_STAGE_COUNT];
+  uint64_t memory_peak[WAN_STAGE_COUNT];
+} wan_generate_result;
+
+WAN_API void wan_generate_params_init(wan_generate_params *params);
+/* result may be NULL. On any failure no output file is left behind (a checkpoint file is kept). */
+WAN_API wan_status wan_generate(wan_model *model, const wan_generate_params *params,
+                                wan_generate_result *result);
+/* The settings stored in a video written by wan_generate(), as JSON text; free with wan_free(). */
+WAN_API wan_status wan_video_settings(wan_context *context, const char *path, char **json);
+
+/* ---- Planning ---- */
+
+typedef struct wan_plan {
+  size_t size;
+  int width, height, frames, steps, experts;
+  int64_t tokens;
+  double flops[WAN_STAGE_COUNT];
+  double seconds[WAN_STAGE_COUNT];       /* estimate for this machine */
+  uint64_t memory_peak[WAN_STAGE_COUNT]; /* bytes */
+  bool fits;                             /* within the context's memory limit */
+} wan_plan;
+/* Expected memory and time, from the checkpoint's headers alone: nothing is loaded. */
+WAN_API wan_status wan_plan_generate(wan_model *model, const wan_generate_params *params, wan_plan *out);
+/* The steps a run would take as text, one line each: step, timestep, sigma, expert, guidance. */
+WAN_API wan_status wan_plan_steps(wan_model *model, const wan_generate_params *params, char **text);
+
+/* ---- Stages: one part of the pipeline on tensors in files (docs/CLI.md, "wan stage") ---- */
+
+typedef struct wan_stage_params {
+  size_t size;
+  const char *stage;     /* tokenize clean text dit vae-encode vae-decode schedule denoise noise image */
+  const char *model_dir; /* NULL where the stage needs no model */
+  const char *in_path, *out_path; /* safetensors */
+  const char *text;               /* tokenize, clean, text */
+  const char *expert;             /* dit: "high" or "low" */
+  const char *image_path;         /* image */
+  int64_t area;                   /* image: width*height; denoise: unused */
+  int64_t shape[4];               /* noise: C,T,h,w */
+  wan_rng rng;
+  wan_generate_params generate; /* seed, steps, shift, sampler, guidance, ... for schedule, denoise, noise */
+} wan_stage_params;
+WAN_API void wan_stage_params_init(wan_stage_params *params);
+/* *text: what the stage prints (clean), or NULL; free with wan_free(). */
+WAN_API wan_status wan_stage_run(wan_context *context, const wan_stage_params *params, char **text);
+
 #ifdef __cplusplus
 }
 #endif
