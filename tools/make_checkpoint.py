@@ -397,10 +397,13 @@ def config_json(c):
 def write_tokenizer(folder, source):
     os.makedirs(folder, exist_ok=True)
     shutil.copyfile(source, f"{folder}/spiece.model")
-    marks = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    dump_json(f"{folder}/special_tokens_map.json", marks)
-    dump_json(f"{folder}/tokenizer_config.json",
-              {**marks, "extra_ids": 0, "tokenizer_class": "T5Tokenizer"})
+    # UMT5 adds 300 sentinels after the pieces of spiece.model, <extra_id_0> the last of them
+    marks = {"additional_special_tokens": [f"<extra_id_{i}>" for i in range(300)],
+             "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    for file, more in (("special_tokens_map", {}),
+                       ("tokenizer_config", {"extra_ids": 300, "tokenizer_class": "T5Tokenizer"})):
+        with open(f"{folder}/{file}.json", "w") as f:
+            f.write(json.dumps({**marks, **more}) + "\n")
 
 
 def write_checkpoint(out, dit, experts, vae, bases, z, t5, *, dtype="f32", text_dtype="bf16",
