@@ -1,23 +1,15 @@
 /* registry.c: the one place that names backends. */
 #include "backend/backend.h"
 #include "backend/profile.h"
+#include "backend/registry.h"
 
 #include <string.h>
-
-/* Each backend's entry: fill be->ops and be->impl, or explain why this machine can't run it. */
-wan_status backend_ref_open(backend *be, const backend_config *config);
-#ifdef WAN_HAVE_CPU
-wan_status backend_cpu_open(backend *be, const backend_config *config);
-#endif
-#ifdef WAN_HAVE_CUDA
-wan_status backend_cuda_open(backend *be, const backend_config *config);
-#endif
 
 static const struct {
   const char *name;
   wan_status (*open)(backend *be, const backend_config *config);
 } backends[] = {
-    /* best first */
+/* best first */
 #ifdef WAN_HAVE_CUDA
     {"cuda", backend_cuda_open},
 #endif
