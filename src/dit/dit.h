@@ -8,6 +8,10 @@
 #include "backend/backend.h"
 #include "weights/weights.h"
 
+enum {
+  DIT_PASSES_MAX = 4
+}; /* conditionings in one call: conditional, unconditional, skip-layer, one spare */
+
 typedef enum dit_type { DIT_T2V, DIT_I2V, DIT_TI2V } dit_type;
 
 /* config.json where it has the key, tensor shapes otherwise; a contradiction is an error. */
@@ -46,7 +50,8 @@ typedef struct dit_timesteps {
 } dit_timesteps;
 
 typedef struct dit_options {
-  uint64_t skip_layers; /* bit i: block i does not run its self attention (skip-layer guidance) */
+  const uint64_t *skip_layers; /* a mask for each conditioning: bit i leaves block i out of that pass
+                                  (skip-layer guidance); NULL: none */
   void (*on_block)(void *user, int block, int blocks); /* progress; may be NULL */
   void *user;
 } dit_options;
