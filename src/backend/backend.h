@@ -235,8 +235,12 @@ void op_channel_norm(backend *be, tensor x, const weight *gamma, op_act act, ten
  * shape as the result, or null) added in f32 before rounding. bias may be NULL. */
 tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *spec,
                tensor residual);
+/* The same into a tensor that exists already; out must not overlap x, it may be the residual itself. */
+void op_conv_into(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *spec,
+                  tensor residual, tensor out);
 /* Each frame: pixels replicated 2x2, then 3x3 convolution with padding 1: [T,H,W,Ci] -> [T,2H,2W,Co]. */
 tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias);
+void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight *bias, tensor out);
 /* [T, H, W, 2C] -> [2T, H, W, C]: channels [0,C) become frame 2t, [C,2C) frame 2t+1. */
 tensor op_time_unshuffle(backend *be, tensor x);
 /* out += DupUp3D(x) (spec of the Wan2.2 VAE): x [T,H,W,Ci], out [T*ft-skip, H*fs, W*fs, Co]; repeats

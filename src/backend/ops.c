@@ -377,44 +377,69 @@ void op_channel_norm(backend *be, tensor x, const weight *gamma, op_act act, ten
   profile_stop(be, PROF_CHANNEL_NORM, t0, 10.0 * (double)tensor_count(&x), size_of(x) + size_of(out));
 }
 
-tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *s,
-               tensor residual) {
-  if (be->failed) return (tensor){0};
+/* The result's dims of a convolution that fits; false (and the failed state) otherwise. */
+static bool conv_shape(backend *be, tensor x, const weight *w, const conv_spec *s, int64_t dim[4]) {
+  if (be->failed) return false;
   const tensor *k = &w->src;
   bool ok = usable(x) && x.type == be->act && x.ndim == 4 && (k->ndim == 5 || k->ndim == 4) &&
             k->dim[1] == x.dim[3] && s->stride_t > 0 && s->stride_h > 0 && s->stride_w > 0;
-  if (!require(be, ok, "conv", x, *k)) return (tensor){0};
+  if (!require(be, ok, "conv", x, *k)) return false;
   int64_t kt = k->ndim == 5 ? k->dim[2] : 1, kh = k->dim[k->ndim - 2], kw = k->dim[k->ndim - 1];
   int64_t H = x.dim[1] + s->pad_top + s->pad_bottom, W = x.dim[2] + s->pad_left + s->pad_right;
-  if (!require(be, x.dim[0] >= kt && H >= kh && W >= kw, "conv", x, *k)) return (tensor){0};
-  if (!require_loaded(be, "conv", w, tensor_count(k))) return (tensor){0};
-  if (bias && !require_loaded(be, "conv bias", bias, k->dim[0])) return (tensor){0};
-  tensor y = TENSOR_NEW(be, be->act, (x.dim[0] - kt) / s->stride_t + 1, (H - kh) / s->stride_h + 1,
-                        (W - kw) / s->stride_w + 1, k->dim[0]);
-  if (usable(residual) && !require(be, residual.type == be->act && tensor_same_shape(&residual, &y),
-                                   "conv residual", residual, y))
-    return (tensor){0};
-  if (be->failed) return (tensor){0};
+  if (!require(be, x.dim[0] >= kt && H >= kh && W >= kw, "conv", x, *k)) return false;
+  dim[0] = (x.dim[0] - kt) / s->stride_t + 1;
+  dim[1] = (H - kh) / s->stride_h + 1;
+  dim[2] = (W - kw) / s->stride_w + 1;
+  dim[3] = k->dim[0];
+  return true;
+}
+
+void op_conv_into(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *s,
+                  tensor residual, tensor out) {
+  int64_t dim[4];
+  const tensor *k = &w->src;
+  if (!conv_shape(be, x, w, s, dim)) return;
+  bool ok = out.type == be->act && out.ndim == 4 && memcmp(dim, out.dim, sizeof dim) == 0;
+  if (!require(be, ok, "conv", x, out)) return;
+  if (!require_loaded(be, "conv", w, tensor_count(k))) return;
+  if (bias && !require_loaded(be, "conv bias", bias, k->dim[0])) return;
+  if (usable(residual) && !require(be, residual.type == be->act && tensor_same_shape(&residual, &out),
+                                   "conv residual", residual, out))
+    return;
   double t0 = profile_start(be);
-  settle(be, be->ops->conv(be, x, w, bias, s, residual, y));
-  profile_stop(be, PROF_CONV, t0, 2.0 * (double)tensor_count(&y) * (double)(tensor_count(k) / k->dim[0]),
-               size_of(x) + size_of(y) + size_of(residual));
+  settle(be, be->ops->conv(be, x, w, bias, s, residual, out));
+  profile_stop(be, PROF_CONV, t0, 2.0 * (double)tensor_count(&out) * (double)(tensor_count(k) / k->dim[0]),
+               size_of(x) + size_of(out) + size_of(residual));
+}
+
+tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *s,
+               tensor residual) {
+  int64_t dim[4];
+  if (!conv_shape(be, x, w, s, dim)) return (tensor){0};
+  tensor y = tensor_new(be, be->act, 4, dim);
+  op_conv_into(be, x, w, bias, s, residual, y);
   return be->failed ? (tensor){0} : y;
 }
 
-tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias) {
+void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight *bias, tensor out) {
   const tensor *k = &w->src;
   bool ok = usable(x) && x.type == be->act && x.ndim == 4 && k->ndim == 4 && k->dim[1] == x.dim[3] &&
-            k->dim[2] == 3 && k->dim[3] == 3;
-  if (!require(be, ok, "upsample_conv", x, *k)) return (tensor){0};
-  if (!require_loaded(be, "upsample_conv", w, tensor_count(k))) return (tensor){0};
-  if (bias && !require_loaded(be, "upsample_conv bias", bias, k->dim[0])) return (tensor){0};
-  tensor y = TENSOR_NEW(be, be->act, x.dim[0], 2 * x.dim[1], 2 * x.dim[2], k->dim[0]);
-  if (be->failed) return y;
+            k->dim[2] == 3 && k->dim[3] == 3 && out.type == be->act && out.ndim == 4 &&
+            out.dim[0] == x.dim[0] && out.dim[1] == 2 * x.dim[1] && out.dim[2] == 2 * x.dim[2] &&
+            out.dim[3] == k->dim[0];
+  if (!require(be, ok, "upsample_conv", x, out)) return;
+  if (!require_loaded(be, "upsample_conv", w, tensor_count(k))) return;
+  if (bias && !require_loaded(be, "upsample_conv bias", bias, k->dim[0])) return;
   double t0 = profile_start(be);
-  settle(be, be->ops->upsample_conv(be, x, w, bias, y));
-  profile_stop(be, PROF_UPSAMPLE_CONV, t0, 18.0 * (double)tensor_count(&y) * (double)k->dim[1],
-               size_of(x) + size_of(y));
+  settle(be, be->ops->upsample_conv(be, x, w, bias, out));
+  profile_stop(be, PROF_UPSAMPLE_CONV, t0, 18.0 * (double)tensor_count(&out) * (double)k->dim[1],
+               size_of(x) + size_of(out));
+}
+
+tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias) {
+  if (be->failed || !usable(x) || x.ndim != 4) return (tensor){0};
+  tensor y = TENSOR_NEW(be, be->act, x.dim[0], 2 * x.dim[1], 2 * x.dim[2], w->src.dim[0]);
+  op_upsample_conv_into(be, x, w, bias, y);
   return be->failed ? (tensor){0} : y;
 }
 
