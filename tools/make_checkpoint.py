@@ -346,6 +346,27 @@ class _Pickler(pickle._Pickler):
     dispatch[_OrderedDict] = _odict
 
 
+class _Forward:
+    """A file that cannot seek: zipfile then puts sizes and checksums behind the data and zeros in
+    the local headers, as PyTorch's own writer does.  Readers have to use the central directory."""
+
+    def __init__(self, file):
+        self.file, self.at = file, 0
+
+    def write(self, data):
+        self.at += len(data)
+        return self.file.write(data)
+
+    def tell(self):
+        return self.at
+
+    def seek(self, *_):
+        raise OSError("not seekable")
+
+    def flush(self):
+        self.file.flush()
+
+
 def write_pth(path, src, root="archive"):
     kind = _Global("torch", {"f32": "FloatStorage", "f16": "HalfStorage",
                              "bf16": "BFloat16Storage"}[src.dtype])
@@ -354,7 +375,7 @@ def write_pth(path, src, root="archive"):
     buf = io.BytesIO()
     _Pickler(buf, protocol=2).dump(_OrderedDict(items))
 
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as z:
+    with open(path, "wb") as out, zipfile.ZipFile(_Forward(out), "w", zipfile.ZIP_STORED) as z:
 
         def entry(name, size, chunks):
             big = size >= (1 << 32) - 1
