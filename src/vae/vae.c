@@ -1,0 +1,221 @@
+/* vae.c: the two directions as streams of latent frames and pixel frames. */
+#include "vae/vae_internal.h"
+
+#include <string.h>
+
+struct vae_decoder {
+  vae_stream stream;
+  int64_t h, w;
+  tensor mul, add; /* F32 [z]: latent statistics */
+};
+
+struct vae_encoder {
+  vae_stream stream;
+  int64_t H, W;
+  tensor mul, add;
+};
+
+/* Per-channel factors on the backend. The official code forms the reciprocal first, in f32, and both
+ * directions use it: encode (mu - mean) * inv, decode z / inv + mean. */
+static void statistics(vae *v, bool encode, tensor *mul, tensor *add) {
+  const int64_t z = v->info.z;
+  const float *mean = vae_latent_mean(z), *std = vae_latent_std(z);
+  float m[48], a[48];
+  for (int64_t i = 0; i < z; i++) {
+    float inv = 1.0f / std[i];
+    m[i] = encode ? inv : 1.0f / inv;
+    a[i] = encode ? -mean[i] * inv : mean[i];
+  }
+  *mul = TENSOR_ALLOC(v->be, DT_F32, z);
+  *add = TENSOR_ALLOC(v->be, DT_F32, z);
+  tensor_upload(v->be, *mul, m);
+  tensor_upload(v->be, *add, a);
+}
+
+/* A push ends here: nothing that is not finite leaves the autoencoder. */
+static void check_finite(vae *v, tensor result, const char *what) {
+  if (!v->be->failed && !op_all_finite(v->be, result))
+    backend_fail(v->be, WAN_ERR_NUMERIC,
+                 "%s: the %s produced a value that is not finite; the latent or the weights are damaged",
+                 weight_set_path(v->set), what);
+}
+
+/* ---- Decoder ---- */
+
+wan_status vae_decoder_open(vae *v, int64_t h, int64_t w, vae_decoder **out) {
+  core_ctx *ctx = v->be->ctx;
+  *out = NULL;
+  if (h < 1 || w < 1)
+    return core_fail(ctx, WAN_ERR_ARGUMENT, "a latent of %lld x %lld can't be decoded", (long long)h,
+                     (long long)w);
+  vae_decoder *d = core_calloc(ctx, 1, sizeof *d);
+  if (!d) return WAN_ERR_MEMORY;
+  d->stream.v = v;
+  d->h = h;
+  d->w = w;
+  statistics(v, false, &d->mul, &d->add);
+  if (v->be->failed) {
+    wan_status s = v->be->failed;
+    vae_decoder_close(d);
+    return s;
+  }
+  *out = d;
+  return WAN_OK;
+}
+
+void vae_decoder_close(vae_decoder *d) {
+  if (!d) return;
+  backend *be = d->stream.v->be;
+  tensor_free(be, &d->mul);
+  tensor_free(be, &d->add);
+  vae_stream_close(&d->stream);
+  core_free(be->ctx, d);
+}
+
+/* Latent frame -> input of the first level: act [1, h, w, width]. */
+static void decoder_front(vae_decoder *d, tensor latent, tensor out) {
+  vae *v = d->stream.v;
+  vae_net *n = &v->decoder;
+  backend *be = v->be;
+  scope_mark mark = scope_begin(be);
+  tensor z = op_channel_affine(be, latent, d->mul, d->add, DT_NONE);
+  z = op_linear(be, z, &n->point.w, &n->point.b, ACT_NONE, DT_NONE);
+  tensor x = tensor_new(be, be->act, out.ndim, out.dim);
+  vae_causal_conv(&d->stream, z, NULL, &n->first, (tensor){0}, x);
+  vae_middle(&d->stream, n, x, out);
+  scope_end(be, mark);
+}
+
+wan_status vae_decoder_push(vae_decoder *d, tensor latent, tensor *frames) {
+  vae_stream *s = &d->stream;
+  vae *v = s->v;
+  backend *be = v->be;
+  vae_net *n = &v->decoder;
+  *frames = (tensor){0};
+  CORE_TRY(backend_status(be));
+  if (latent.type != DT_F32 || latent.ndim != 4 || latent.dim[0] != 1 || latent.dim[1] != d->h ||
+      latent.dim[2] != d->w || latent.dim[3] != v->info.z) {
+    char shape[96];
+    return core_fail(be->ctx, WAN_ERR_ARGUMENT,
+                     "the decoder was given %s %s; F32 [1, %lld, %lld, %lld] is needed",
+                     dtype_name(latent.type), tensor_shape_text(&latent, shape, sizeof shape),
+                     (long long)d->h, (long long)d->w, (long long)v->info.z);
+  }
+  s->slot = 0;
+  const int64_t stride = v->info.spatial_stride, T = s->started ? v->info.temporal_stride : 1;
+  tensor result = TENSOR_NEW(be, DT_NONE, T, d->h * stride, d->w * stride, 3);
+  scope_mark mark = scope_begin(be);
+  CORE_TRY(weight_group_acquire(be, &n->ends));
+  CORE_TRY(weight_group_acquire(be, &n->middle));
+  tensor x = TENSOR_NEW(be, DT_NONE, 1, d->h, d->w, n->level[0].cin);
+  decoder_front(d, latent, x);
+  weight_group_release(be, &n->middle, v->decoder_mode);
+  for (int i = 0; i < VAE_LEVELS; i++) x = vae_run_level(s, &n->level[i], v->decoder_mode, x);
+  if (!be->failed) {
+    if (v->info.version == 22) {
+      tensor y = TENSOR_NEW(be, DT_NONE, x.dim[0], x.dim[1], x.dim[2], 12);
+      vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, y);
+      tensor_copy(be, result, op_depth_to_space(be, y));
+    } else {
+      vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, result);
+    }
+  }
+  check_finite(v, result, "decoder");
+  scope_end(be, mark);
+  weight_group_release(be, &n->ends, v->decoder_mode);
+  if (be->failed) return be->failed;
+  s->started = true;
+  *frames = result;
+  return WAN_OK;
+}
+
+/* ---- Encoder ---- */
+
+wan_status vae_encoder_open(vae *v, int64_t H, int64_t W, vae_encoder **out) {
+  core_ctx *ctx = v->be->ctx;
+  const int stride = v->info.spatial_stride;
+  *out = NULL;
+  if (H < stride || W < stride || H % stride || W % stride)
+    return core_fail(
+        ctx, WAN_ERR_ARGUMENT,
+        "a picture of %lld x %lld (width x height) can't be encoded: both must be multiples of %d",
+        (long long)W, (long long)H, stride);
+  vae_encoder *e = core_calloc(ctx, 1, sizeof *e);
+  if (!e) return WAN_ERR_MEMORY;
+  e->stream.v = v;
+  e->H = H;
+  e->W = W;
+  statistics(v, true, &e->mul, &e->add);
+  if (v->be->failed) {
+    wan_status s = v->be->failed;
+    vae_encoder_close(e);
+    return s;
+  }
+  *out = e;
+  return WAN_OK;
+}
+
+void vae_encoder_close(vae_encoder *e) {
+  if (!e) return;
+  backend *be = e->stream.v->be;
+  tensor_free(be, &e->mul);
+  tensor_free(be, &e->add);
+  vae_stream_close(&e->stream);
+  core_free(be->ctx, e);
+}
+
+/* Frames F32 [n, H, W, 3] -> input of the first level. */
+static tensor encoder_front(vae_encoder *e, tensor frames) {
+  vae *v = e->stream.v;
+  backend *be = v->be;
+  vae_net *n = &v->encoder;
+  const int64_t f = v->info.version == 22 ? 2 : 1;
+  tensor out = TENSOR_NEW(be, DT_NONE, frames.dim[0], e->H / f, e->W / f, n->level[0].cin);
+  scope_mark mark = scope_begin(be);
+  tensor x = op_cast(be, frames, DT_NONE);
+  if (f == 2) x = op_space_to_depth(be, x);
+  vae_causal_conv(&e->stream, x, NULL, &n->first, (tensor){0}, out);
+  scope_end(be, mark);
+  return out;
+}
+
+wan_status vae_encoder_push(vae_encoder *e, tensor frames, tensor *latent) {
+  vae_stream *s = &e->stream;
+  vae *v = s->v;
+  backend *be = v->be;
+  vae_net *n = &v->encoder;
+  const int64_t T = s->started ? v->info.temporal_stride : 1, stride = v->info.spatial_stride;
+  *latent = (tensor){0};
+  CORE_TRY(backend_status(be));
+  if (frames.type != DT_F32 || frames.ndim != 4 || frames.dim[0] != T || frames.dim[1] != e->H ||
+      frames.dim[2] != e->W || frames.dim[3] != 3) {
+    char shape[96];
+    return core_fail(be->ctx, WAN_ERR_ARGUMENT,
+                     "the encoder was given %s %s; F32 [%lld, %lld, %lld, 3] is needed",
+                     dtype_name(frames.type), tensor_shape_text(&frames, shape, sizeof shape), (long long)T,
+                     (long long)e->H, (long long)e->W);
+  }
+  s->slot = 0;
+  tensor result = TENSOR_NEW(be, DT_F32, 1, e->H / stride, e->W / stride, v->info.z);
+  scope_mark mark = scope_begin(be);
+  CORE_TRY(weight_group_acquire(be, &n->ends));
+  tensor x = encoder_front(e, frames);
+  for (int i = 0; i < VAE_LEVELS; i++) x = vae_run_level(s, &n->level[i], v->encoder_mode, x);
+  CORE_TRY(weight_group_acquire(be, &n->middle));
+  if (!be->failed) {
+    tensor m = tensor_new(be, be->act, x.ndim, x.dim);
+    vae_middle(s, n, x, m);
+    tensor h = TENSOR_NEW(be, DT_NONE, 1, x.dim[1], x.dim[2], 2 * v->info.z);
+    vae_causal_conv(s, m, &n->head_gamma, &n->head, (tensor){0}, h);
+    tensor mu = op_linear(be, h, &n->point.w, &n->point.b, ACT_NONE, DT_F32);
+    tensor_copy(be, result, op_channel_affine(be, mu, e->mul, e->add, DT_F32));
+  }
+  check_finite(v, result, "encoder");
+  scope_end(be, mark);
+  weight_group_release(be, &n->middle, v->encoder_mode);
+  weight_group_release(be, &n->ends, v->encoder_mode);
+  if (be->failed) return be->failed;
+  s->started = true;
+  *latent = result;
+  return WAN_OK;
+}
