@@ -8,7 +8,8 @@
 
 typedef struct safetensors safetensors;
 
-/* Every offset, overlap, shape and dtype is checked before this returns. */
+/* Every offset, overlap, shape and dtype is checked before this returns. Tensors point into the mapped
+ * file, at whatever offset it gives them: a pointer may be unaligned for its dtype. */
 wan_status safetensors_open(core_ctx *ctx, const char *path, safetensors **out);
 void safetensors_close(safetensors *s);
 int64_t safetensors_count(const safetensors *s);

@@ -51,7 +51,8 @@ wan_status weight_set_finish(weight_set *set);
 
 enum { WEIGHT_GROUP_MAX = 64 };
 
-/* Weights that are used together (a transformer block, a VAE level). */
+/* Weights that are used together (a transformer block, a VAE level), bound from one weight_set: their
+ * sources are file mappings, whose pages can be dropped and read again. */
 typedef struct weight_group {
   weight *item[WEIGHT_GROUP_MAX];
   int count;
@@ -59,10 +60,11 @@ typedef struct weight_group {
 } weight_group;
 
 void weight_group_add(weight_group *group, weight *w); /* w must outlive the group */
-size_t weight_group_bytes(const weight_group *group);  /* elements times the act size: an estimate */
+/* What the backend will hold for the group in bf16: an estimate (twice that with WAN_PRECISION_F32). */
+size_t weight_group_bytes(const weight_group *group);
 
 typedef enum residency_mode {
-  RESIDENCY_KEEP,  /* loaded at first use, stays until residency_drop() */
+  RESIDENCY_KEEP,  /* loaded at first use, stays until weight_group_drop() */
   RESIDENCY_STREAM /* loaded for its use only; mapped pages are handed back after the copy */
 } residency_mode;
 

@@ -1,0 +1,64 @@
+/* residency.c: a group of weights is in the backend's hands while it works. When the mode is to stream,
+ * both copies go away after use: the backend's, and the file pages that were read to make it (they stay
+ * in the system's page cache for as long as it sees fit).
+ */
+#include "core/file.h"
+#include "weights/weights.h"
+
+void weight_group_add(weight_group *group, weight *w) {
+  if (group->count < WEIGHT_GROUP_MAX) group->item[group->count] = w;
+  group->count++; /* counting on lets acquire report a group that is too small */
+}
+
+static int items(const weight_group *group) {
+  return group->count < WEIGHT_GROUP_MAX ? group->count : WEIGHT_GROUP_MAX;
+}
+
+size_t weight_group_bytes(const weight_group *group) {
+  size_t bytes = 0;
+  for (int i = 0; i < items(group); i++) {
+    const weight *w = group->item[i];
+    bool wide = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32;
+    if (w->role != WEIGHT_TABLE) bytes += (size_t)tensor_count(&w->src) * (wide ? 4 : 2);
+  }
+  return bytes;
+}
+
+/* Unload one weight; if the backend had made a copy, its source pages are no longer needed either. */
+static void unload(backend *be, weight *w, bool drop_source) {
+  bool copied = w->data_bytes > 0;
+  backend_weight_unload(be, w);
+  if (copied && drop_source) core_map_drop(w->src.data, tensor_bytes(&w->src));
+}
+
+wan_status weight_group_acquire(backend *be, weight_group *group) {
+  if (group->count > WEIGHT_GROUP_MAX)
+    return core_fail(be->ctx, WAN_ERR_ARGUMENT, "a weight group of %d entries exceeds the limit of %d",
+                     group->count, WEIGHT_GROUP_MAX);
+  for (int i = 0; i < items(group); i++) {
+    wan_status status = backend_weight_load(be, group->item[i]);
+    if (status == WAN_OK) continue;
+    if (!group->users) weight_group_drop(be, group); /* don't hold memory for a use that won't happen */
+    return status;
+  }
+  group->users++;
+  return WAN_OK;
+}
+
+void weight_group_release(backend *be, weight_group *group, residency_mode mode) {
+  if (group->users > 0) group->users--;
+  if (group->users || mode == RESIDENCY_KEEP) return;
+  for (int i = 0; i < items(group); i++) unload(be, group->item[i], true);
+}
+
+void weight_group_prefetch(backend *be, weight_group *group) {
+  (void)be; /* every backend reads weights from the mapping */
+  for (int i = 0; i < items(group); i++) {
+    const weight *w = group->item[i];
+    if (!w->data && w->role != WEIGHT_TABLE) core_map_prefetch(w->src.data, tensor_bytes(&w->src));
+  }
+}
+
+void weight_group_drop(backend *be, weight_group *group) {
+  for (int i = 0; i < items(group); i++) unload(be, group->item[i], false);
+}
