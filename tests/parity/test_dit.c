@@ -27,6 +27,7 @@ static void run_case(core_ctx *ctx, json_t *c, void *user) {
   safetensors *st = case_open(ctx, c);
   char path[512];
   const char *ckpt = case_text(c, "ckpt"), *expert = case_text(c, "expert");
+  if (expert && !*expert) expert = NULL; /* a model with one expert keeps it at the top */
   snprintf(path, sizeof path, PARITY_DATA "ckpt/%s%s%s%s", ckpt, expert ? "/" : "", expert ? expert : "",
            expert ? "_noise_model" : "");
   dit *d;
