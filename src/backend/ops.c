@@ -89,6 +89,11 @@ static bool usable(tensor t) {
   return t.type != DT_NONE;
 }
 
+static tensor unless_failed(backend *be, tensor result) {
+  if (be->failed) return (tensor){0};
+  return result;
+}
+
 static dtype out_type(backend *be, dtype t) {
   return t == DT_NONE ? be->act : t;
 }
@@ -194,7 +199,7 @@ tensor op_linear(backend *be, tensor x, const weight *w, const weight *bias, op_
   dim[x.ndim - 1] = w->src.dim[0];
   tensor y = tensor_new(be, out_type(be, out), x.ndim, dim);
   op_linear_into(be, x, w, bias, act, y);
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 /* mod is [n, R, C] for C columns, rows valid, and units * per covers the tokens */
@@ -213,7 +218,7 @@ tensor op_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, in
   double t0 = profile_start(be);
   settle(be, be->ops->ada_norm(be, x, mod, rows, shift, scale, eps, y));
   profile_stop(be, PROF_ADA_NORM, t0, 8.0 * (double)tensor_count(&x), size_of(x) + size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_layer_norm(backend *be, tensor x, const weight *gamma, const weight *beta, float eps, dtype out) {
@@ -225,7 +230,7 @@ tensor op_layer_norm(backend *be, tensor x, const weight *gamma, const weight *b
   double t0 = profile_start(be);
   settle(be, be->ops->layer_norm(be, x, gamma, beta, eps, y));
   profile_stop(be, PROF_LAYER_NORM, t0, 8.0 * (double)tensor_count(&x), size_of(x) + size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_rms_norm(backend *be, tensor x, const weight *gamma, float eps, dtype out) {
@@ -236,7 +241,7 @@ tensor op_rms_norm(backend *be, tensor x, const weight *gamma, float eps, dtype 
   double t0 = profile_start(be);
   settle(be, be->ops->rms_norm(be, x, gamma, eps, y));
   profile_stop(be, PROF_RMS_NORM, t0, 4.0 * (double)tensor_count(&x), size_of(x) + size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 void op_qk_norm_rope(backend *be, tensor x, const weight *gamma, float eps, tensor rope, int heads) {
@@ -268,7 +273,7 @@ tensor op_attention(backend *be, tensor q, tensor k, tensor v, const attention_s
   settle(be, be->ops->attention(be, q, k, v, spec, y));
   profile_stop(be, PROF_ATTENTION, t0, 4.0 * (double)(q.dim[0] * q.dim[1]) * (double)k.dim[0],
                size_of(q) + size_of(k) + size_of(v) + size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 void op_gate_add(backend *be, tensor x, tensor y, tensor mod, const token_rows *rows, int gate) {
@@ -296,7 +301,7 @@ tensor op_activate(backend *be, tensor x, op_act act, dtype out) {
   double t0 = profile_start(be);
   settle(be, be->ops->activate(be, x, act, y));
   profile_stop(be, PROF_ELEMENTWISE, t0, 8.0 * (double)tensor_count(&x), size_of(x) + size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_modulation(backend *be, const weight *base, tensor e) {
@@ -308,7 +313,7 @@ tensor op_modulation(backend *be, const weight *base, tensor e) {
   tensor out = TENSOR_NEW(be, DT_F32, e.dim[0], r, c);
   if (be->failed) return out;
   settle(be, be->ops->modulation(be, base, e, out));
-  return be->failed ? (tensor){0} : out;
+  return unless_failed(be, out);
 }
 
 tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n, dtype out) {
@@ -326,7 +331,7 @@ tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n,
   double t0 = profile_start(be);
   settle(be, be->ops->embed(be, table, ids, y));
   profile_stop(be, PROF_EMBED, t0, 0, 2 * size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_cast(backend *be, tensor x, dtype out) {
@@ -339,7 +344,7 @@ tensor op_cast(backend *be, tensor x, dtype out) {
   double t0 = profile_start(be);
   settle(be, be->ops->cast(be, x, y));
   profile_stop(be, PROF_ELEMENTWISE, t0, 0, size_of(x) + size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_patchify(backend *be, tensor x) {
@@ -350,7 +355,7 @@ tensor op_patchify(backend *be, tensor x) {
   double t0 = profile_start(be);
   settle(be, be->ops->patchify(be, x, y));
   profile_stop(be, PROF_RESHAPE, t0, 0, size_of(x) + size_of(y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_unpatchify(backend *be, tensor y, int64_t T, int64_t h, int64_t w) {
@@ -362,7 +367,7 @@ tensor op_unpatchify(backend *be, tensor y, int64_t T, int64_t h, int64_t w) {
   double t0 = profile_start(be);
   settle(be, be->ops->unpatchify(be, y, x));
   profile_stop(be, PROF_RESHAPE, t0, 0, size_of(x) + size_of(y));
-  return be->failed ? (tensor){0} : x;
+  return unless_failed(be, x);
 }
 
 /* ---- VAE operations ---- */
@@ -418,7 +423,7 @@ tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const
   if (!conv_shape(be, x, w, s, dim)) return (tensor){0};
   tensor y = tensor_new(be, be->act, 4, dim);
   op_conv_into(be, x, w, bias, s, residual, y);
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight *bias, tensor out) {
@@ -440,7 +445,7 @@ tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bi
   if (be->failed || !usable(x) || x.ndim != 4) return (tensor){0};
   tensor y = TENSOR_NEW(be, be->act, x.dim[0], 2 * x.dim[1], 2 * x.dim[2], w->src.dim[0]);
   op_upsample_conv_into(be, x, w, bias, y);
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_time_unshuffle(backend *be, tensor x) {
@@ -451,7 +456,7 @@ tensor op_time_unshuffle(backend *be, tensor x) {
   double t0 = profile_start(be);
   settle(be, be->ops->time_unshuffle(be, x, y));
   profile_stop(be, PROF_RESHAPE, t0, 0, 2 * size_of(x));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) {
@@ -482,7 +487,7 @@ tensor op_space_to_depth(backend *be, tensor x) {
   tensor y = TENSOR_NEW(be, x.type, x.dim[0], x.dim[1] / 2, x.dim[2] / 2, x.dim[3] * 4);
   if (be->failed) return y;
   settle(be, be->ops->space_to_depth(be, x, y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_depth_to_space(backend *be, tensor x) {
@@ -491,7 +496,7 @@ tensor op_depth_to_space(backend *be, tensor x) {
   tensor y = TENSOR_NEW(be, x.type, x.dim[0], x.dim[1] * 2, x.dim[2] * 2, x.dim[3] / 4);
   if (be->failed) return y;
   settle(be, be->ops->depth_to_space(be, x, y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 /* ---- Latents and pixels ---- */
@@ -512,7 +517,7 @@ tensor op_channel_affine(backend *be, tensor x, tensor mul, tensor add, dtype ou
   tensor y = same_shape(be, x, out);
   if (be->failed) return y;
   settle(be, be->ops->channel_affine(be, x, mul, add, y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_concat_channels(backend *be, tensor a, tensor b) {
@@ -525,7 +530,7 @@ tensor op_concat_channels(backend *be, tensor a, tensor b) {
   tensor y = tensor_new(be, a.type, a.ndim, dim);
   if (be->failed) return y;
   settle(be, be->ops->concat_channels(be, a, b, y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 tensor op_to_u8(backend *be, tensor x) {
@@ -533,7 +538,7 @@ tensor op_to_u8(backend *be, tensor x) {
   tensor y = tensor_new(be, DT_U8, x.ndim, x.dim);
   if (be->failed) return y;
   settle(be, be->ops->to_u8(be, x, y));
-  return be->failed ? (tensor){0} : y;
+  return unless_failed(be, y);
 }
 
 bool op_all_finite(backend *be, tensor x) {

@@ -213,5 +213,6 @@ tensor vae_run_level(vae_stream *s, vae_level *l, residency_mode mode, tensor x)
   scope_end(be, mark);
   backend_sync(be);
   weight_group_release(be, &l->group, mode);
-  return be->failed ? (tensor){0} : out;
+  if (be->failed) return (tensor){0};
+  return out;
 }
