@@ -95,6 +95,41 @@ static void test_conv(void **state) {
   }
 }
 
+/* Into frames of a larger tensor, possibly adding to what is there. */
+static void test_conv_into(void **state) {
+  rig *r = *state;
+  for (int i = 0; i < CASES; i++) {
+    rig_begin(r, "conv_into");
+    bool up = rig_chance(r, 0.3), add = !up && rig_chance(r, 0.5);
+    int64_t ci = rig_size(r, 1, 70), co = rig_size(r, 1, 70), T = rig_int(r, 1, 3), h = rig_int(r, 1, 7);
+    int64_t w = rig_int(r, 1, 7), before = rig_int(r, 0, 2), after = rig_int(r, 0, 2), zoom = up ? 2 : 1;
+    double spread = 1 / sqrt(9 * (double)ci);
+    conv_spec s = {1, 1, 1, 1, 1, 1, 1};
+    twin x = TWIN(r, r->act, FILL_NORMAL, T, h, w, ci);
+    twin whole = TWIN(r, r->act, FILL_NORMAL, before + T + after, h * zoom, w * zoom, co);
+    const twin_weight *kernel = TWIN_WEIGHT(r, up ? WEIGHT_CONV_UP : WEIGHT_CONV, 0, spread, co, ci, 3, 3);
+    const twin_weight *bias = TWIN_WEIGHT(r, WEIGHT_VECTOR, 0, 1, co);
+    twin out = twin_slice(whole, before, T);
+    rig_may_change(r, whole);
+    rig_note(r, " up %d add %d", up, add);
+    if (up) {
+      op_upsample_conv_into(r->ref, x.ref, ref_of(kernel), ref_of(bias), out.ref);
+      op_upsample_conv_into(r->be, x.sub, sub_of(kernel), sub_of(bias), out.sub);
+    } else {
+      tensor none = {0};
+      op_conv_into(r->ref, x.ref, ref_of(kernel), ref_of(bias), &s, add ? out.ref : none, out.ref);
+      op_conv_into(r->be, x.sub, sub_of(kernel), sub_of(bias), &s, add ? out.sub : none, out.sub);
+    }
+    limit l = up ? limit_act(r, r->act, 9 * (double)ci) : limit_f32(r->act, 9 * (double)ci);
+    l.scale = 3 + max_norm(x.ref, 1) * 3 * weight_rms(kernel);
+    rig_compare(r, out.ref, out.sub, l);
+    twin head = twin_slice(whole, 0, before), tail = twin_slice(whole, before + T, after);
+    rig_compare(r, head.ref, head.sub, limit_exact());
+    rig_compare(r, tail.ref, tail.sub, limit_exact());
+    rig_end(r);
+  }
+}
+
 static void test_upsample_conv(void **state) {
   rig *r = *state;
   for (int i = 0; i < CASES; i++) {
@@ -287,6 +322,7 @@ int main(void) {
   static const ops_test tests[] = {
       {"channel_norm", test_channel_norm},
       {"conv", test_conv},
+      {"conv and upsample_conv into a slice", test_conv_into},
       {"upsample_conv", test_upsample_conv},
       {"time_unshuffle, space_to_depth, depth_to_space", test_shuffles},
       {"dup_up_add", test_dup_up_add},
