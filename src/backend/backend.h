@@ -228,24 +228,26 @@ tensor op_patchify(backend *be, tensor x);
 /* [T*(h/2)*(w/2), 4*C] F32 with columns (ph, pw, c) -> [T, h, w, C] F32. */
 tensor op_unpatchify(backend *be, tensor y, int64_t T, int64_t h, int64_t w);
 /* VAE norm: x / max(||x||_2, 1e-12) * sqrt(C) * gamma over channels, then act; into out (may be a
- * slice of a larger tensor, must not overlap x). x, out act [.., C]; gamma has C elements. */
+ * slice of a larger tensor, must not overlap x). x act or F32, out act [.., C]; gamma has C elements. */
 void op_channel_norm(backend *be, tensor x, const weight *gamma, op_act act, tensor out);
 /* Convolution, channels last: x [T, H, W, Cin] act, w [Cout, Cin, kt, kh, kw] -> [To, Ho, Wo, Cout] act,
  * To = (T - kt)/stride_t + 1 (callers put the causal history in front), plus residual (act, same
  * shape as the result, or null) added in f32 before rounding. bias may be NULL. */
 tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *spec,
                tensor residual);
-/* The same into a tensor that exists already; out must not overlap x, it may be the residual itself. */
+/* The same into a tensor that exists already, act or F32 (the residual is then of out's dtype); out must not
+ * overlap x, it may be the residual itself. */
 void op_conv_into(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *spec,
                   tensor residual, tensor out);
 /* Each frame: pixels replicated 2x2, then 3x3 convolution with padding 1: [T,H,W,Ci] -> [T,2H,2W,Co]. */
 tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias);
 void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight *bias, tensor out);
+/* The shuffles and shortcuts below take act or F32 and keep the dtype. */
 /* [T, H, W, 2C] -> [2T, H, W, C]: channels [0,C) become frame 2t, [C,2C) frame 2t+1. */
 tensor op_time_unshuffle(backend *be, tensor x);
 /* out += DupUp3D(x) (spec of the Wan2.2 VAE): x [T,H,W,Ci], out [T*ft-skip, H*fs, W*fs, Co]; repeats
  * r = Co*ft*fs*fs/Ci; out(o, t*ft+a, i*fs+b, j*fs+c) gets x channel (o*ft*fs*fs + a*fs*fs + b*fs + c)/r
- * at (t,i,j); the first `skip` frames of the expansion are dropped. act dtype, sum rounded once. */
+ * at (t,i,j); the first `skip` frames of the expansion are dropped. The sum is rounded once. */
 void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip);
 /* out += AvgDown3D(x): x [T,H,W,Ci], zero frames put in front until T divides by ft; out
  * [ceil(T/ft), H/fs, W/fs, Co]; channel o is the mean of its g = Ci*ft*fs*fs/Co consecutive

@@ -373,7 +373,7 @@ tensor op_unpatchify(backend *be, tensor y, int64_t T, int64_t h, int64_t w) {
 /* ---- VAE operations ---- */
 
 void op_channel_norm(backend *be, tensor x, const weight *gamma, op_act act, tensor out) {
-  bool ok = usable(x) && x.type == be->act && out.type == be->act && tensor_count(&x) == tensor_count(&out) &&
+  bool ok = usable(x) && is_act(be, x) && out.type == be->act && tensor_count(&x) == tensor_count(&out) &&
             tensor_cols(&x) == tensor_cols(&out);
   if (!require(be, ok, "channel_norm", x, out)) return;
   if (!require_loaded(be, "channel_norm", gamma, tensor_cols(&x))) return;
@@ -404,11 +404,11 @@ void op_conv_into(backend *be, tensor x, const weight *w, const weight *bias, co
   int64_t dim[4];
   const tensor *k = &w->src;
   if (!conv_shape(be, x, w, s, dim)) return;
-  bool ok = out.type == be->act && out.ndim == 4 && memcmp(dim, out.dim, sizeof dim) == 0;
+  bool ok = is_act(be, out) && out.ndim == 4 && memcmp(dim, out.dim, sizeof dim) == 0;
   if (!require(be, ok, "conv", x, out)) return;
   if (!require_loaded(be, "conv", w, tensor_count(k))) return;
   if (bias && !require_loaded(be, "conv bias", bias, k->dim[0])) return;
-  if (usable(residual) && !require(be, residual.type == be->act && tensor_same_shape(&residual, &out),
+  if (usable(residual) && !require(be, residual.type == out.type && tensor_same_shape(&residual, &out),
                                    "conv residual", residual, out))
     return;
   double t0 = profile_start(be);
@@ -429,9 +429,8 @@ tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const
 void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight *bias, tensor out) {
   const tensor *k = &w->src;
   bool ok = usable(x) && x.type == be->act && x.ndim == 4 && k->ndim == 4 && k->dim[1] == x.dim[3] &&
-            k->dim[2] == 3 && k->dim[3] == 3 && out.type == be->act && out.ndim == 4 &&
-            out.dim[0] == x.dim[0] && out.dim[1] == 2 * x.dim[1] && out.dim[2] == 2 * x.dim[2] &&
-            out.dim[3] == k->dim[0];
+            k->dim[2] == 3 && k->dim[3] == 3 && is_act(be, out) && out.ndim == 4 && out.dim[0] == x.dim[0] &&
+            out.dim[1] == 2 * x.dim[1] && out.dim[2] == 2 * x.dim[2] && out.dim[3] == k->dim[0];
   if (!require(be, ok, "upsample_conv", x, out)) return;
   if (!require_loaded(be, "upsample_conv", w, tensor_count(k))) return;
   if (bias && !require_loaded(be, "upsample_conv bias", bias, k->dim[0])) return;
@@ -449,7 +448,7 @@ tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bi
 }
 
 tensor op_time_unshuffle(backend *be, tensor x) {
-  bool ok = usable(x) && x.type == be->act && x.ndim == 4 && x.dim[3] % 2 == 0;
+  bool ok = usable(x) && is_act(be, x) && x.ndim == 4 && x.dim[3] % 2 == 0;
   if (!require(be, ok, "time_unshuffle", x, x)) return (tensor){0};
   tensor y = TENSOR_NEW(be, x.type, 2 * x.dim[0], x.dim[1], x.dim[2], x.dim[3] / 2);
   if (be->failed) return y;
@@ -460,8 +459,8 @@ tensor op_time_unshuffle(backend *be, tensor x) {
 }
 
 void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) {
-  bool ok = usable(x) && usable(out) && x.type == be->act && out.type == be->act && x.ndim == 4 &&
-            out.ndim == 4 && ft > 0 && fs > 0 && skip >= 0 && out.dim[0] == x.dim[0] * ft - skip &&
+  bool ok = usable(x) && usable(out) && x.type == out.type && is_act(be, x) && x.ndim == 4 && out.ndim == 4 &&
+            ft > 0 && fs > 0 && skip >= 0 && out.dim[0] == x.dim[0] * ft - skip &&
             out.dim[1] == x.dim[1] * fs && out.dim[2] == x.dim[2] * fs &&
             (out.dim[3] * ft * fs * fs) % x.dim[3] == 0;
   if (!require(be, ok, "dup_up_add", out, x)) return;
@@ -471,10 +470,9 @@ void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) 
 }
 
 void op_avg_down_add(backend *be, tensor out, tensor x, int ft, int fs) {
-  bool ok = usable(x) && usable(out) && x.type == be->act && out.type == be->act && x.ndim == 4 &&
-            out.ndim == 4 && ft > 0 && fs > 0 && out.dim[0] == (x.dim[0] + ft - 1) / ft &&
-            out.dim[1] * fs == x.dim[1] && out.dim[2] * fs == x.dim[2] &&
-            (x.dim[3] * ft * fs * fs) % out.dim[3] == 0;
+  bool ok = usable(x) && usable(out) && x.type == out.type && is_act(be, x) && x.ndim == 4 && out.ndim == 4 &&
+            ft > 0 && fs > 0 && out.dim[0] == (x.dim[0] + ft - 1) / ft && out.dim[1] * fs == x.dim[1] &&
+            out.dim[2] * fs == x.dim[2] && (x.dim[3] * ft * fs * fs) % out.dim[3] == 0;
   if (!require(be, ok, "avg_down_add", out, x)) return;
   double t0 = profile_start(be);
   settle(be, be->ops->avg_down_add(be, out, x, ft, fs));
@@ -482,7 +480,7 @@ void op_avg_down_add(backend *be, tensor out, tensor x, int ft, int fs) {
 }
 
 tensor op_space_to_depth(backend *be, tensor x) {
-  bool ok = usable(x) && x.type == be->act && x.ndim == 4 && x.dim[1] % 2 == 0 && x.dim[2] % 2 == 0;
+  bool ok = usable(x) && is_act(be, x) && x.ndim == 4 && x.dim[1] % 2 == 0 && x.dim[2] % 2 == 0;
   if (!require(be, ok, "space_to_depth", x, x)) return (tensor){0};
   tensor y = TENSOR_NEW(be, x.type, x.dim[0], x.dim[1] / 2, x.dim[2] / 2, x.dim[3] * 4);
   if (be->failed) return y;
@@ -491,7 +489,7 @@ tensor op_space_to_depth(backend *be, tensor x) {
 }
 
 tensor op_depth_to_space(backend *be, tensor x) {
-  bool ok = usable(x) && x.type == be->act && x.ndim == 4 && x.dim[3] % 4 == 0;
+  bool ok = usable(x) && is_act(be, x) && x.ndim == 4 && x.dim[3] % 4 == 0;
   if (!require(be, ok, "depth_to_space", x, x)) return (tensor){0};
   tensor y = TENSOR_NEW(be, x.type, x.dim[0], x.dim[1] * 2, x.dim[2] * 2, x.dim[3] / 4);
   if (be->failed) return y;

@@ -1,6 +1,8 @@
-/* blocks.c: the parts of both autoencoders as streams. Every tensor is act [frames, rows, columns,
- * channels]. A causal convolution of three frames keeps the last two frames of its input; two zero
- * frames at the start make the stream equal to one causal pass over the clip. */
+/* blocks.c: the parts of both autoencoders as streams. Tensors are [frames, rows, columns, channels]. What
+ * runs from block to block (x, out) is F32, what enters a convolution is act: as in the transformer, only
+ * operands are rounded, so that errors do not pile up along the residual path. A causal convolution of three
+ * frames keeps the last two frames of its input; two zero frames at the start make the stream equal to one
+ * causal pass over the clip. */
 #include "vae/vae_internal.h"
 
 #include <math.h>
@@ -67,7 +69,9 @@ void vae_res_block(vae_stream *s, const vae_res *r, tensor x, tensor out) {
   backend *be = s->v->be;
   scope_mark mark = scope_begin(be);
   vae_causal_conv(s, x, &r->gamma1, &r->conv1, (tensor){0}, out);
-  tensor skip = r->has_shortcut ? op_linear(be, x, &r->shortcut.w, &r->shortcut.b, ACT_NONE, DT_NONE) : x;
+  tensor skip = x;
+  if (r->has_shortcut)
+    skip = op_linear(be, op_cast(be, x, DT_NONE), &r->shortcut.w, &r->shortcut.b, ACT_NONE, DT_F32);
   /* out is read into the convolution's input before it is written again */
   vae_causal_conv(s, out, &r->gamma2, &r->conv2, skip, out);
   scope_end(be, mark);
@@ -97,7 +101,7 @@ static void attention_block(vae_stream *s, const vae_attention *a, tensor x, ten
 void vae_middle(vae_stream *s, const vae_net *net, tensor x, tensor out) {
   backend *be = s->v->be;
   scope_mark mark = scope_begin(be);
-  tensor a = tensor_new(be, be->act, out.ndim, out.dim);
+  tensor a = tensor_new(be, DT_F32, out.ndim, out.dim);
   vae_res_block(s, &net->middle0, x, out);
   attention_block(s, &net->middle1, out, a);
   vae_res_block(s, &net->middle2, a, out);
@@ -106,30 +110,36 @@ void vae_middle(vae_stream *s, const vae_net *net, tensor x, tensor out) {
 
 /* ---- Resampling ---- */
 
-/* Two frames from each, except from the clip's first, which is not part of the convolution's past either. */
+/* Two frames from each, except from the clip's first, which is not part of the convolution's past either.
+ * F32 in, act out: the result only feeds the next convolution. */
 static tensor double_time(vae_stream *s, const vae_level *l, tensor x) {
   backend *be = s->v->be;
   tensor *slot = vae_slot(s);
-  if (!s->started) return x;
-  tensor history = history_of(s, slot, 2, x);
-  tensor in = with_history(s, history, x);
-  tensor_copy(be, tensor_slice(in, 2, x.dim[0]), x);
+  tensor now = op_cast(be, x, DT_NONE);
+  if (!s->started) return now;
+  tensor history = history_of(s, slot, 2, now);
+  tensor in = with_history(s, history, now);
+  tensor_copy(be, tensor_slice(in, 2, now.dim[0]), now);
   tensor both = op_conv(be, in, &l->time.w, &l->time.b, &pointwise, (tensor){0});
   keep_history(s, history, in);
   return op_time_unshuffle(be, both);
 }
 
-/* One frame from each pair; the clip's first frame passes and becomes the past of the next. */
-static void halve_frames(vae_stream *s, const vae_level *l, tensor x, tensor out) {
+/* Rows and columns halved; then one frame from each pair, except that the clip's first frame passes and
+ * becomes the past of the next. */
+static void halve_all(vae_stream *s, const vae_level *l, tensor x, tensor out) {
   backend *be = s->v->be;
-  tensor history = history_of(s, vae_slot(s), 1, x);
+  tensor operand = op_cast(be, x, DT_NONE);
+  if (!s->started) op_conv_into(be, operand, &l->resample.w, &l->resample.b, &halve, (tensor){0}, out);
+  tensor now = s->started ? op_conv(be, operand, &l->resample.w, &l->resample.b, &halve, (tensor){0})
+                          : op_cast(be, out, DT_NONE);
+  tensor history = history_of(s, vae_slot(s), 1, now);
   if (!s->started) {
-    tensor_copy(be, out, x);
-    tensor_copy(be, history, x);
+    tensor_copy(be, history, now);
     return;
   }
-  tensor in = with_history(s, history, x);
-  tensor_copy(be, tensor_slice(in, 1, x.dim[0]), x);
+  tensor in = with_history(s, history, now);
+  tensor_copy(be, tensor_slice(in, 1, now.dim[0]), now);
   op_conv_into(be, in, &l->time.w, &l->time.b, &halve_time, (tensor){0}, out);
   keep_history(s, history, in);
 }
@@ -139,13 +149,13 @@ static void resample(vae_stream *s, const vae_level *l, tensor x, tensor out) {
   scope_mark mark = scope_begin(be);
   switch (l->kind) {
   case RESAMPLE_DOWN2D:
-    op_conv_into(be, x, &l->resample.w, &l->resample.b, &halve, (tensor){0}, out);
+    op_conv_into(be, op_cast(be, x, DT_NONE), &l->resample.w, &l->resample.b, &halve, (tensor){0}, out);
     break;
   case RESAMPLE_DOWN3D:
-    halve_frames(s, l, op_conv(be, x, &l->resample.w, &l->resample.b, &halve, (tensor){0}), out);
+    halve_all(s, l, x, out);
     break;
   case RESAMPLE_UP2D:
-    op_upsample_conv_into(be, x, &l->resample.w, &l->resample.b, out);
+    op_upsample_conv_into(be, op_cast(be, x, DT_NONE), &l->resample.w, &l->resample.b, out);
     break;
   case RESAMPLE_UP3D:
     op_upsample_conv_into(be, double_time(s, l, x), &l->resample.w, &l->resample.b, out);
@@ -174,7 +184,7 @@ static tensor new_result(vae_stream *s, const vae_level *l, tensor x) {
   int64_t T = x.dim[0], H = x.dim[1], W = x.dim[2];
   if (is_down(l)) T = s->started ? T / time_factor(l) : T, H /= 2, W /= 2;
   if (is_up(l)) T = s->started ? T * time_factor(l) : T, H *= 2, W *= 2;
-  return TENSOR_NEW(s->v->be, DT_NONE, T, H, W, l->cout);
+  return TENSOR_NEW(s->v->be, DT_F32, T, H, W, l->cout);
 }
 
 /* Wan2.2 only: the level's input, resampled without parameters, is added to its output. */
@@ -199,8 +209,8 @@ tensor vae_run_level(vae_stream *s, vae_level *l, residency_mode mode, tensor x)
   tensor out = new_result(s, l, x);
   scope_mark mark = scope_begin(be);
   const int64_t width = l->res[l->n_res - 1].cout;
-  tensor a = TENSOR_NEW(be, DT_NONE, x.dim[0], x.dim[1], x.dim[2], width);
-  tensor b = TENSOR_NEW(be, DT_NONE, x.dim[0], x.dim[1], x.dim[2], width);
+  tensor a = TENSOR_NEW(be, DT_F32, x.dim[0], x.dim[1], x.dim[2], width);
+  tensor b = TENSOR_NEW(be, DT_F32, x.dim[0], x.dim[1], x.dim[2], width);
   tensor now = x;
   for (int i = 0; i < l->n_res; i++) {
     bool last = i == l->n_res - 1 && l->kind == RESAMPLE_NONE;

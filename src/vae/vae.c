@@ -72,7 +72,7 @@ void vae_decoder_close(vae_decoder *d) {
   core_free(be->ctx, d);
 }
 
-/* Latent frame -> input of the first level: act [1, h, w, width]. */
+/* Latent frame -> input of the first level: F32 [1, h, w, width]. */
 static void decoder_front(vae_decoder *d, tensor latent, tensor out) {
   vae *v = d->stream.v;
   vae_net *n = &v->decoder;
@@ -80,9 +80,42 @@ static void decoder_front(vae_decoder *d, tensor latent, tensor out) {
   scope_mark mark = scope_begin(be);
   tensor z = op_channel_affine(be, latent, d->mul, d->add, DT_NONE);
   z = op_linear(be, z, &n->point.w, &n->point.b, ACT_NONE, DT_NONE);
-  tensor x = tensor_new(be, be->act, out.ndim, out.dim);
+  tensor x = tensor_new(be, DT_F32, out.ndim, out.dim);
   vae_causal_conv(&d->stream, z, NULL, &n->first, (tensor){0}, x);
   vae_middle(&d->stream, n, x, out);
+  scope_end(be, mark);
+}
+
+/* Levels that keep the number of frames run one frame at a time: they are the widest part of the network,
+ * and a causal stream gives the same result however its frames are grouped. */
+enum { DECODER_HEAD_LEVELS = 2, ENCODER_HEAD_LEVELS = 1 };
+
+static wan_status acquire_levels(backend *be, vae_net *n, int first, int last) {
+  for (int i = first; i < last; i++) CORE_TRY(weight_group_acquire(be, &n->level[i].group));
+  return WAN_OK;
+}
+
+static void release_levels(backend *be, vae_net *n, int first, int last, residency_mode mode) {
+  for (int i = first; i < last; i++)
+    if (n->level[i].group.users > 0) weight_group_release(be, &n->level[i].group, mode);
+}
+
+/* One frame from the last temporal upsampling on: x F32 [1, ..] -> pixels F32 [1, H, W, 3]. */
+static void decoder_tail(vae_decoder *d, tensor x, tensor pixels) {
+  vae_stream *s = &d->stream;
+  vae *v = s->v;
+  backend *be = v->be;
+  vae_net *n = &v->decoder;
+  scope_mark mark = scope_begin(be);
+  for (int i = DECODER_HEAD_LEVELS; i < VAE_LEVELS; i++)
+    x = vae_run_level(s, &n->level[i], v->decoder_mode, x);
+  if (!be->failed && v->info.version == 22) {
+    tensor y = TENSOR_NEW(be, DT_F32, 1, x.dim[1], x.dim[2], 12);
+    vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, y);
+    tensor_copy(be, pixels, op_depth_to_space(be, y));
+  } else if (!be->failed) {
+    vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, pixels);
+  }
   scope_end(be, mark);
 }
 
@@ -103,25 +136,23 @@ wan_status vae_decoder_push(vae_decoder *d, tensor latent, tensor *frames) {
   }
   s->slot = 0;
   const int64_t stride = v->info.spatial_stride, T = s->started ? v->info.temporal_stride : 1;
-  tensor result = TENSOR_NEW(be, DT_NONE, T, d->h * stride, d->w * stride, 3);
+  tensor result = TENSOR_NEW(be, DT_F32, T, d->h * stride, d->w * stride, 3);
   scope_mark mark = scope_begin(be);
   CORE_TRY(weight_group_acquire(be, &n->ends));
   CORE_TRY(weight_group_acquire(be, &n->middle));
-  tensor x = TENSOR_NEW(be, DT_NONE, 1, d->h, d->w, n->level[0].cin);
+  tensor x = TENSOR_NEW(be, DT_F32, 1, d->h, d->w, n->level[0].cin);
   decoder_front(d, latent, x);
   weight_group_release(be, &n->middle, v->decoder_mode);
-  for (int i = 0; i < VAE_LEVELS; i++) x = vae_run_level(s, &n->level[i], v->decoder_mode, x);
-  if (!be->failed) {
-    if (v->info.version == 22) {
-      tensor y = TENSOR_NEW(be, DT_NONE, x.dim[0], x.dim[1], x.dim[2], 12);
-      vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, y);
-      tensor_copy(be, result, op_depth_to_space(be, y));
-    } else {
-      vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, result);
-    }
+  for (int i = 0; i < DECODER_HEAD_LEVELS; i++) x = vae_run_level(s, &n->level[i], v->decoder_mode, x);
+  CORE_TRY(acquire_levels(be, n, DECODER_HEAD_LEVELS, VAE_LEVELS));
+  const int slot = s->slot;
+  for (int64_t t = 0; t < T && !be->failed; t++) {
+    s->slot = slot;
+    decoder_tail(d, tensor_slice(x, t, 1), tensor_slice(result, t, 1));
   }
   check_finite(v, result, "decoder");
   scope_end(be, mark);
+  release_levels(be, n, DECODER_HEAD_LEVELS, VAE_LEVELS, v->decoder_mode);
   weight_group_release(be, &n->ends, v->decoder_mode);
   if (be->failed) return be->failed;
   s->started = true;
@@ -164,19 +195,21 @@ void vae_encoder_close(vae_encoder *e) {
   core_free(be->ctx, e);
 }
 
-/* Frames F32 [n, H, W, 3] -> input of the first level. */
-static tensor encoder_front(vae_encoder *e, tensor frames) {
-  vae *v = e->stream.v;
+/* One frame through the first convolution and the levels before time is resampled:
+ * F32 [1, H, W, 3] -> F32 [1, ..]. */
+static void encoder_front(vae_encoder *e, tensor frame, tensor out) {
+  vae_stream *s = &e->stream;
+  vae *v = s->v;
   backend *be = v->be;
   vae_net *n = &v->encoder;
-  const int64_t f = v->info.version == 22 ? 2 : 1;
-  tensor out = TENSOR_NEW(be, DT_NONE, frames.dim[0], e->H / f, e->W / f, n->level[0].cin);
   scope_mark mark = scope_begin(be);
-  tensor x = op_cast(be, frames, DT_NONE);
-  if (f == 2) x = op_space_to_depth(be, x);
-  vae_causal_conv(&e->stream, x, NULL, &n->first, (tensor){0}, out);
+  tensor x = op_cast(be, frame, DT_NONE);
+  if (v->info.version == 22) x = op_space_to_depth(be, x);
+  tensor y = TENSOR_NEW(be, DT_F32, 1, x.dim[1], x.dim[2], n->level[0].cin);
+  vae_causal_conv(s, x, NULL, &n->first, (tensor){0}, y);
+  for (int i = 0; i < ENCODER_HEAD_LEVELS; i++) y = vae_run_level(s, &n->level[i], v->encoder_mode, y);
+  if (!be->failed) tensor_copy(be, out, y);
   scope_end(be, mark);
-  return out;
 }
 
 wan_status vae_encoder_push(vae_encoder *e, tensor frames, tensor *latent) {
@@ -195,15 +228,23 @@ wan_status vae_encoder_push(vae_encoder *e, tensor frames, tensor *latent) {
                      dtype_name(frames.type), tensor_shape_text(&frames, shape, sizeof shape), (long long)T,
                      (long long)e->H, (long long)e->W);
   }
-  s->slot = 0;
   tensor result = TENSOR_NEW(be, DT_F32, 1, e->H / stride, e->W / stride, v->info.z);
   scope_mark mark = scope_begin(be);
   CORE_TRY(weight_group_acquire(be, &n->ends));
-  tensor x = encoder_front(e, frames);
-  for (int i = 0; i < VAE_LEVELS; i++) x = vae_run_level(s, &n->level[i], v->encoder_mode, x);
+  CORE_TRY(acquire_levels(be, n, 0, ENCODER_HEAD_LEVELS));
+  /* Level 0 halves the rows and columns of what enters it (2.2: of the 2x2 pixel blocks). */
+  const int64_t f = v->info.version == 22 ? 4 : 2;
+  tensor x = TENSOR_NEW(be, DT_F32, T, e->H / f, e->W / f, n->level[0].cout);
+  for (int64_t t = 0; t < T && !be->failed; t++) {
+    s->slot = 0;
+    encoder_front(e, tensor_slice(frames, t, 1), tensor_slice(x, t, 1));
+  }
+  release_levels(be, n, 0, ENCODER_HEAD_LEVELS, v->encoder_mode);
+  for (int i = ENCODER_HEAD_LEVELS; i < VAE_LEVELS; i++)
+    x = vae_run_level(s, &n->level[i], v->encoder_mode, x);
   CORE_TRY(weight_group_acquire(be, &n->middle));
   if (!be->failed) {
-    tensor m = tensor_new(be, be->act, x.ndim, x.dim);
+    tensor m = tensor_new(be, DT_F32, x.ndim, x.dim);
     vae_middle(s, n, x, m);
     tensor h = TENSOR_NEW(be, DT_NONE, 1, x.dim[1], x.dim[2], 2 * v->info.z);
     vae_causal_conv(s, m, &n->head_gamma, &n->head, (tensor){0}, h);

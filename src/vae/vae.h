@@ -26,7 +26,7 @@ vae_info vae_get_info(const vae *v);
 const weight_set *vae_weights(const vae *v);
 
 /* Decoder for latents of h x w. push takes one normalised latent frame F32 [1, h, w, z] and returns
- * pixel frames in -1..1 (not clamped), act dtype [n, H, W, 3], n = 1 for the first push and 4 after; the
+ * pixel frames in -1..1 (not clamped), F32 [n, H, W, 3], n = 1 for the first push and 4 after; the
  * result lives in the caller's current scope. */
 wan_status vae_decoder_open(vae *v, int64_t h, int64_t w, vae_decoder **out);
 wan_status vae_decoder_push(vae_decoder *d, tensor latent, tensor *frames);

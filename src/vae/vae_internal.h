@@ -78,7 +78,8 @@ wan_status vae_bind(vae *v); /* find the version, bind everything */
 const float *vae_latent_mean(int64_t z);
 const float *vae_latent_std(int64_t z);
 
-/* The building blocks, in blocks.c. `out` is allocated by the caller and has the result's shape. */
+/* The building blocks, in blocks.c. x and out are F32 (x without gamma: act); `out` is allocated by the
+ * caller and has the result's shape. */
 tensor *vae_slot(vae_stream *s);
 void vae_causal_conv(vae_stream *s, tensor x, const weight *gamma, const vae_conv *conv, tensor residual,
                      tensor out);

@@ -2,7 +2,10 @@
  *
  * Limits: f32: about 40 convolutions in a row, each rounding at 2^-24 times the square root of its few
  * hundred products, amplified by the normalisations between them: 1e-4. bf16: every activation rounds at
- * 2^-9 and the residual streams carry some 30 such roundings: sqrt(30) * 2^-9 = 1.1e-2; 2e-2. */
+ * 2^-9, operands only, some 60 in a row: sqrt(60) * 2^-9 = 1.5e-2; 2e-2. The fixtures are very narrow, and
+ * the norm divides by the length of a vector of k channels: for Gaussian channels the mean of k/|x|^2 is
+ * k/(k-2), so squared errors grow by that factor against a wide network (1.02 at the official 96 channels, 2
+ * at 4). */
 #include "parity.h"
 
 #include "vae/vae.h"
@@ -11,13 +14,19 @@ typedef struct vae_run {
   const parity_setting *setting;
 } vae_run;
 
-static void check(core_ctx *ctx, json_t *c, vae_run *run, const float *got, tensor want) {
+/* Channels of the narrowest norm. */
+static double narrowest(const vae *v) {
+  tensor head = weight_set_find(vae_weights(v), "decoder.head.0.gamma");
+  tensor first = weight_set_find(vae_weights(v), "encoder.conv1.bias");
+  return (double)(head.dim[0] < first.dim[0] ? head.dim[0] : first.dim[0]);
+}
+
+static void check(const vae *v, json_t *c, vae_run *run, const float *got, tensor want) {
+  const bool f32 = run->setting->precision == WAN_PRECISION_F32;
+  const double k = narrowest(v), limit = run->setting->limit * (f32 ? 1 : sqrt(k / (k - 2)));
   double e = relative_l2(got, want.data, (size_t)tensor_count(&want));
-  print_message("%s %s %s: %.2e\n", run->setting->backend,
-                run->setting->precision == WAN_PRECISION_F32 ? "f32" : "bf16", case_text(c, "file"), e);
-  if (!(e <= run->setting->limit))
-    fail_msg("%s: relative L2 %.3e, limit %.1e", case_text(c, "file"), e, run->setting->limit);
-  (void)ctx;
+  print_message("%s %s %s: %.2e\n", run->setting->backend, f32 ? "f32" : "bf16", case_text(c, "file"), e);
+  if (!(e <= limit)) fail_msg("%s: relative L2 %.3e, limit %.1e", case_text(c, "file"), e, limit);
 }
 
 static void decode(core_ctx *ctx, json_t *c, vae_run *run, vae *v, backend *be, safetensors *st) {
@@ -35,7 +44,6 @@ static void decode(core_ctx *ctx, json_t *c, vae_run *run, vae *v, backend *be, 
     tensor x = TENSOR_NEW(be, DT_F32, 1, h, w, C), y;
     tensor_upload(be, x, last + (size_t)(t * h * w * C));
     MUST(ctx, vae_decoder_push(d, x, &y));
-    y = op_cast(be, y, DT_F32);
     tensor_download(be, video + frame * pixels * 3, y);
     frame += (size_t)y.dim[0];
     scope_end(be, mark);
@@ -43,7 +51,7 @@ static void decode(core_ctx *ctx, json_t *c, vae_run *run, vae *v, backend *be, 
   assert_int_equal(frame, want.dim[1]);
   for (size_t i = 0; i < (size_t)tensor_count(&want); i++) video[i] = fminf(1, fmaxf(-1, video[i]));
   to_channels_first(video, out, 3, frame * pixels);
-  check(ctx, c, run, out, want);
+  check(v, c, run, out, want);
   vae_decoder_close(d);
   core_free(ctx, out);
   core_free(ctx, video);
@@ -71,7 +79,7 @@ static void encode(core_ctx *ctx, json_t *c, vae_run *run, vae *v, backend *be, 
     scope_end(be, mark);
   }
   to_channels_first(z, out, (size_t)C, (size_t)(want.dim[1] * want.dim[2] * want.dim[3]));
-  check(ctx, c, run, out, want);
+  check(v, c, run, out, want);
   vae_encoder_close(e);
   core_free(ctx, out);
   core_free(ctx, z);
