@@ -23,6 +23,8 @@ typedef enum weight_kind { WEIGHTS_DIT, WEIGHTS_TEXT, WEIGHTS_VAE } weight_kind;
 wan_status weight_set_open(core_ctx *ctx, const char *path, weight_kind kind, weight_set **out);
 void weight_set_close(weight_set *set);
 const char *weight_set_path(const weight_set *set);
+/* Whose names the file used: "official", "diffusers", "transformers", "mlx", ... */
+const char *weight_set_family(const weight_set *set);
 
 /* Iterate (canonical names, file order): count and i-th tensor. The tensor's data is host memory. */
 int64_t weight_set_count(const weight_set *set);
