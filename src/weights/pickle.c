@@ -288,7 +288,7 @@ static wan_status push_global(machine *m, const char *module, size_t m_size, con
                               size_t n_size) {
   for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
     if (!equals(globals[i].module, module, m_size) || !equals(globals[i].name, name, n_size)) continue;
-    pickle_value *v;
+    pickle_value *v = NULL;
     CORE_TRY(make(m, PICKLE_GLOBAL, &v));
     v->kind = globals[i].kind;
     v->dtype = globals[i].type;
