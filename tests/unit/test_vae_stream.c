@@ -65,7 +65,7 @@ static void check_decoder(const char *file) {
   float a[8], b[8];
   open_fixture(&f, file);
   assert_int_equal(vae_decoder_open(f.v, H, W, &d), WAN_OK);
-  push_all(&f, d, 0, 4, &peak4, a);      /* 13 frames */
+  push_all(&f, d, 0, 4, &peak4, a);   /* 13 frames */
   push_all(&f, d, 4, 31, &peak31, b); /* 121 frames */
   assert_int_equal(peak4, peak31);
   vae_decoder_close(d);
