@@ -25,7 +25,7 @@ if(NOT WAN_ONEDNN STREQUAL "OFF")
 endif()
 
 wan_find(SENTENCEPIECE sentencepiece)
-wan_find(FFMPEG "libavformat;libavcodec;libswscale;libavutil")
+wan_find(FFMPEG "libavformat;libavcodec;libavfilter;libswscale;libavutil")
 wan_find(IMAGES "libpng;libjpeg;libwebp;libexif")
 wan_find(CURL libcurl)
 foreach(part SENTENCEPIECE FFMPEG IMAGES)

@@ -17,7 +17,8 @@ typedef struct picture_options {
 } picture_options;
 
 /* PNG, JPEG or WebP, recognised by content. 8-bit RGB out: grey and palette expanded, 16-bit reduced,
- * alpha composited over white. Refuses more than 16384 pixels a side. options may be NULL. */
+ * alpha composited over white (the official code drops it). No colour profile is applied. Refuses more than
+ * 16384 pixels a side. options may be NULL. */
 wan_status picture_load(core_ctx *ctx, const char *path, const picture_options *options, picture *out);
 wan_status picture_load_memory(core_ctx *ctx, const void *data, size_t size, const char *name,
                                const picture_options *options, picture *out);
@@ -46,7 +47,8 @@ wan_status picture_cover(core_ctx *ctx, const picture *in, int width, int height
 typedef enum video_format { VIDEO_MP4, VIDEO_WEBM, VIDEO_GIF, VIDEO_PNG_SEQUENCE } video_format;
 
 typedef struct video_params {
-  const char *path; /* for PNG_SEQUENCE a pattern with one %d-style number, or a directory */
+  const char
+      *path; /* PNG_SEQUENCE: a pattern with one %d-style number, "x.png" for x_%04d.png, or a folder */
   video_format format;
   int width, height;
   double fps;
