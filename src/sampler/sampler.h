@@ -45,12 +45,12 @@ typedef wan_status (*sampler_lincomb)(void *user, sampler_slot dst, int n, const
 typedef struct sampler {
   sampler_kind kind;
   const schedule *plan; /* the caller's, must outlive the sampler */
-  int done;             /* steps done */
-  int last_order;       /* UniPC: order used by the previous predictor */
+  int done;             /* steps done; set it, and restore the live slots, to resume */
 } sampler;
 
 void sampler_init(sampler *s, sampler_kind kind, const schedule *plan);
-/* One step k = s->done. Slots that hold history after it: see sampler_slot_live(). */
+/* One step k = s->done. V is scratch: it does not keep its content. WAN_ERR_ARGUMENT (without a message)
+ * when all steps are done. Slots that hold history after it: see sampler_slot_live(). */
 wan_status sampler_step(sampler *s, sampler_lincomb combine, void *user);
 /* Which slots must be saved and restored to resume after `done` steps (X always). */
 bool sampler_slot_live(const sampler *s, sampler_slot slot);
