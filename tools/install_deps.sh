@@ -6,7 +6,7 @@ set -eu
 packages_for() {
   case $1 in
     build) echo "build-essential cmake ninja-build pkg-config libdnnl-dev libsentencepiece-dev libavcodec-dev" \
-                "libavformat-dev libavutil-dev libswscale-dev libjansson-dev libutf8proc-dev libpng-dev" \
+                "libavformat-dev libavfilter-dev libavutil-dev libswscale-dev libjansson-dev libutf8proc-dev libpng-dev" \
                 "libjpeg-dev libwebp-dev libexif-dev libcurl4-openssl-dev libpopt-dev" ;;
     test) echo "libcmocka-dev python3 python3-numpy ffmpeg" ;;
     lint) echo "clang-format cppcheck python3" ;;
