@@ -134,14 +134,14 @@ static tensor as_weight(const weight *w) {
 /* ---- Transfers and weights ---- */
 
 void tensor_upload(backend *be, tensor dst, const void *host) {
-  if (be->failed || !usable(dst)) return;
+  if (!require(be, usable(dst), "upload", dst, dst)) return;
   double t0 = profile_start(be);
   settle(be, be->ops->upload(be, dst.data, host, tensor_bytes(&dst)));
   profile_stop(be, PROF_TRANSFER, t0, 0, size_of(dst));
 }
 
 void tensor_download(backend *be, void *host, tensor src) {
-  if (be->failed || !usable(src)) return;
+  if (!require(be, usable(src), "download", src, src)) return;
   double t0 = profile_start(be);
   settle(be, be->ops->download(be, host, src.data, tensor_bytes(&src)));
   profile_stop(be, PROF_TRANSFER, t0, 0, size_of(src));
@@ -157,7 +157,7 @@ void tensor_copy(backend *be, tensor dst, tensor src) {
 }
 
 void tensor_zero(backend *be, tensor dst) {
-  if (be->failed || !usable(dst)) return;
+  if (!require(be, usable(dst), "zero", dst, dst)) return;
   settle(be, be->ops->zero(be, dst.data, tensor_bytes(&dst)));
 }
 
@@ -193,7 +193,7 @@ void op_linear_into(backend *be, tensor x, const weight *w, const weight *bias, 
 }
 
 tensor op_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, dtype out) {
-  if (be->failed || !usable(x)) return (tensor){0};
+  if (!require(be, usable(x) && x.ndim > 0 && w->src.ndim > 0, "linear", x, w->src)) return (tensor){0};
   int64_t dim[TENSOR_MAX_DIMS];
   memcpy(dim, x.dim, sizeof dim);
   dim[x.ndim - 1] = w->src.dim[0];
@@ -205,7 +205,8 @@ tensor op_linear(backend *be, tensor x, const weight *w, const weight *bias, op_
 /* mod is [n, R, C] for C columns, rows valid, and units * per covers the tokens */
 static bool mod_fits(tensor x, tensor mod, const token_rows *rows, int r0, int r1) {
   return usable(mod) && mod.ndim == 3 && mod.type == DT_F32 && mod.dim[2] == tensor_cols(&x) && rows &&
-         r0 >= 0 && r0 < mod.dim[1] && r1 >= 0 && r1 < mod.dim[1] && rows->per > 0 && rows->offset >= 0 &&
+         rows->row.type == DT_I32 && r0 >= 0 && r0 < mod.dim[1] && r1 >= 0 && r1 < mod.dim[1] &&
+         rows->per > 0 && rows->offset >= 0 &&
          rows->offset + tensor_rows(&x) <= rows->per * tensor_count(&rows->row);
 }
 
@@ -387,7 +388,7 @@ static bool conv_shape(backend *be, tensor x, const weight *w, const conv_spec *
   if (be->failed) return false;
   const tensor *k = &w->src;
   bool ok = usable(x) && x.type == be->act && x.ndim == 4 && (k->ndim == 5 || k->ndim == 4) &&
-            k->dim[1] == x.dim[3] && s->stride_t > 0 && s->stride_h > 0 && s->stride_w > 0;
+            k->dim[0] > 0 && k->dim[1] == x.dim[3] && s->stride_t > 0 && s->stride_h > 0 && s->stride_w > 0;
   if (!require(be, ok, "conv", x, *k)) return false;
   int64_t kt = k->ndim == 5 ? k->dim[2] : 1, kh = k->dim[k->ndim - 2], kw = k->dim[k->ndim - 1];
   int64_t H = x.dim[1] + s->pad_top + s->pad_bottom, W = x.dim[2] + s->pad_left + s->pad_right;
@@ -461,7 +462,7 @@ tensor op_time_unshuffle(backend *be, tensor x) {
 void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) {
   bool ok = usable(x) && usable(out) && x.type == out.type && is_act(be, x) && x.ndim == 4 && out.ndim == 4 &&
             ft > 0 && fs > 0 && skip >= 0 && out.dim[0] == x.dim[0] * ft - skip &&
-            out.dim[1] == x.dim[1] * fs && out.dim[2] == x.dim[2] * fs &&
+            out.dim[1] == x.dim[1] * fs && out.dim[2] == x.dim[2] * fs && x.dim[3] > 0 &&
             (out.dim[3] * ft * fs * fs) % x.dim[3] == 0;
   if (!require(be, ok, "dup_up_add", out, x)) return;
   double t0 = profile_start(be);
@@ -472,7 +473,7 @@ void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) 
 void op_avg_down_add(backend *be, tensor out, tensor x, int ft, int fs) {
   bool ok = usable(x) && usable(out) && x.type == out.type && is_act(be, x) && x.ndim == 4 && out.ndim == 4 &&
             ft > 0 && fs > 0 && out.dim[0] == (x.dim[0] + ft - 1) / ft && out.dim[1] * fs == x.dim[1] &&
-            out.dim[2] * fs == x.dim[2] && (x.dim[3] * ft * fs * fs) % out.dim[3] == 0;
+            out.dim[2] * fs == x.dim[2] && out.dim[3] > 0 && (x.dim[3] * ft * fs * fs) % out.dim[3] == 0;
   if (!require(be, ok, "avg_down_add", out, x)) return;
   double t0 = profile_start(be);
   settle(be, be->ops->avg_down_add(be, out, x, ft, fs));

@@ -15,7 +15,7 @@ static wan_status io_error(core_ctx *ctx, const char *what, const char *path) {
 
 /* Open a regular file for reading; fd and size out. */
 static wan_status open_regular(core_ctx *ctx, const char *path, int *fd, size_t *size) {
-  *fd = open(path, O_RDONLY | O_CLOEXEC);
+  *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe must not make us wait for a writer */
   if (*fd < 0) return io_error(ctx, "can't open", path);
   struct stat st;
   if (fstat(*fd, &st) != 0) {

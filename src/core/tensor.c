@@ -85,7 +85,8 @@ tensor tensor_view(tensor t, int ndim, const int64_t *dim) {
 }
 
 tensor tensor_slice(tensor t, int64_t begin, int64_t count) {
-  if (t.type == DT_NONE || t.ndim < 1 || begin < 0 || count < 0 || begin + count > t.dim[0])
+  if (t.type == DT_NONE || t.ndim < 1 || begin < 0 || count < 0 || begin > t.dim[0] ||
+      count > t.dim[0] - begin)
     return (tensor){0};
   int64_t inner = t.dim[0] ? tensor_count(&t) / t.dim[0] : 0;
   t.data = (char *)t.data + (size_t)(begin * inner) * dtype_size(t.type);

@@ -12,7 +12,7 @@ static void test_channel_norm(void **state) {
     rig_begin(r, "channel_norm");
     int64_t T = rig_int(r, 1, 5), h = rig_int(r, 1, 6), w = rig_int(r, 1, 6), c = rig_size(r, 1, 400);
     int64_t before = rig_int(r, 0, 2), after = rig_int(r, 0, 2); /* frames around the result */
-    twin x = TWIN(r, r->act, rig_fill(r), T, h, w, c);
+    twin x = TWIN(r, rig_type(r), rig_fill(r), T, h, w, c);
     twin whole = TWIN(r, r->act, FILL_NORMAL, before + T + after, h, w, c);
     const twin_weight *gamma = rig_chance(r, 0.5) ? TWIN_WEIGHT(r, WEIGHT_VECTOR, 1, 0.3, c, 1, 1, 1)
                                                   : TWIN_WEIGHT(r, WEIGHT_VECTOR, 1, 0.3, c);
@@ -106,7 +106,8 @@ static void test_conv_into(void **state) {
     double spread = 1 / sqrt(9 * (double)ci);
     conv_spec s = {1, 1, 1, 1, 1, 1, 1};
     twin x = TWIN(r, r->act, FILL_NORMAL, T, h, w, ci);
-    twin whole = TWIN(r, r->act, FILL_NORMAL, before + T + after, h * zoom, w * zoom, co);
+    dtype type = rig_type(r);
+    twin whole = TWIN(r, type, FILL_NORMAL, before + T + after, h * zoom, w * zoom, co);
     const twin_weight *kernel = TWIN_WEIGHT(r, up ? WEIGHT_CONV_UP : WEIGHT_CONV, 0, spread, co, ci, 3, 3);
     const twin_weight *bias = TWIN_WEIGHT(r, WEIGHT_VECTOR, 0, 1, co);
     twin out = twin_slice(whole, before, T);
@@ -120,7 +121,7 @@ static void test_conv_into(void **state) {
       op_conv_into(r->ref, x.ref, ref_of(kernel), ref_of(bias), &s, add ? out.ref : none, out.ref);
       op_conv_into(r->be, x.sub, sub_of(kernel), sub_of(bias), &s, add ? out.sub : none, out.sub);
     }
-    limit l = up ? limit_act(r, r->act, 9 * (double)ci) : limit_f32(r->act, 9 * (double)ci);
+    limit l = up ? limit_act(r, type, 9 * (double)ci) : limit_f32(type, 9 * (double)ci);
     l.scale = 3 + max_norm(x.ref, 1) * 3 * weight_rms(kernel);
     rig_compare(r, out.ref, out.sub, l);
     twin head = twin_slice(whole, 0, before), tail = twin_slice(whole, before + T, after);
@@ -157,13 +158,14 @@ static void test_shuffles(void **state) {
   for (int i = 0; i < CASES; i++) {
     rig_begin(r, "time_unshuffle");
     int64_t T = rig_int(r, 1, 5), h = rig_int(r, 1, 7), w = rig_int(r, 1, 7), c = rig_size(r, 1, 140);
-    twin x = TWIN(r, r->act, rig_fill(r), T, h, w, 2 * c);
+    dtype type = rig_type(r);
+    twin x = TWIN(r, type, rig_fill(r), T, h, w, 2 * c);
     rig_compare(r, op_time_unshuffle(r->ref, x.ref), op_time_unshuffle(r->be, x.sub), limit_exact());
     r->op = "space_to_depth";
-    twin large = TWIN(r, r->act, rig_fill(r), T, 2 * h, 2 * w, c);
+    twin large = TWIN(r, type, rig_fill(r), T, 2 * h, 2 * w, c);
     rig_compare(r, op_space_to_depth(r->ref, large.ref), op_space_to_depth(r->be, large.sub), limit_exact());
     r->op = "depth_to_space";
-    twin deep = TWIN(r, r->act, rig_fill(r), T, h, w, 4 * c);
+    twin deep = TWIN(r, type, rig_fill(r), T, h, w, 4 * c);
     rig_compare(r, op_depth_to_space(r->ref, deep.ref), op_depth_to_space(r->be, deep.sub), limit_exact());
     rig_end(r);
   }
@@ -177,10 +179,11 @@ static void test_dup_up_add(void **state) {
     int64_t T = rig_int(r, 1, 4), h = rig_int(r, 1, 7), w = rig_int(r, 1, 7);
     int64_t repeats = (int64_t)1 << rig_int(r, 0, 3), unit = rig_size(r, 1, 40), fold = (int64_t)ft * fs * fs;
     int64_t co = unit * repeats, ci = co * fold / repeats; /* Ci = Co ft fs fs / r */
-    twin x = TWIN(r, r->act, rig_fill(r), T, h, w, ci);
-    twin out = TWIN(r, r->act, rig_fill(r), T * ft - skip, h * fs, w * fs, co);
+    dtype type = rig_type(r);
+    twin x = TWIN(r, type, rig_fill(r), T, h, w, ci);
+    twin out = TWIN(r, type, rig_fill(r), T * ft - skip, h * fs, w * fs, co);
     rig_note(r, " ft %d fs %d skip %d", ft, fs, skip);
-    limit l = limit_f32(r->act, 1);
+    limit l = limit_f32(type, 1);
     l.scale = max_abs(x.ref) + max_abs(out.ref);
     rig_may_change(r, out);
     op_dup_up_add(r->ref, out.ref, x.ref, ft, fs, skip);
@@ -198,10 +201,11 @@ static void test_avg_down_add(void **state) {
     int64_t T = rig_int(r, 1, 5), h = rig_int(r, 1, 5), w = rig_int(r, 1, 5), fold = (int64_t)ft * fs * fs;
     int64_t group = (int64_t)1 << rig_int(r, 0, 3), unit = rig_size(r, 1, 40);
     int64_t ci = unit * group, co = ci * fold / group; /* Co = Ci ft fs fs / g */
-    twin x = TWIN(r, r->act, rig_fill(r), T, h * fs, w * fs, ci);
-    twin out = TWIN(r, r->act, rig_fill(r), (T + ft - 1) / ft, h, w, co);
+    dtype type = rig_type(r);
+    twin x = TWIN(r, type, rig_fill(r), T, h * fs, w * fs, ci);
+    twin out = TWIN(r, type, rig_fill(r), (T + ft - 1) / ft, h, w, co);
     rig_note(r, " ft %d fs %d", ft, fs);
-    limit l = limit_f32(r->act, (double)group);
+    limit l = limit_f32(type, (double)group);
     l.scale = max_abs(x.ref) + max_abs(out.ref);
     rig_may_change(r, out);
     op_avg_down_add(r->ref, out.ref, x.ref, ft, fs);
