@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""One stage of Wan in diffusers/transformers on PyTorch, timed like wan_bench_stages and printed in its form.
+
+torch_stage.py STAGE --dims JSON [--device cpu|cuda] [--precision bf16|f32] [--threads N] [--runs N] [--compile]
+               [--channels-last] [--latent T,h,w | --video F,H,W | --tokens N] [--passes N]
+
+Weights are random; --dims holds the constructor arguments of the module. Peak memory is the process's."""
+import argparse
+import json
+import resource
+import statistics
+import time
+
+import torch
+
+
+def parse():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("stage", choices=["dit", "vae-decode", "vae-encode", "text"])
+    p.add_argument("--dims", type=json.loads, required=True)
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--precision", default="bf16", choices=["bf16", "f32"])
+    p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--runs", type=int, default=5)
+    p.add_argument("--passes", type=int, default=1)
+    p.add_argument("--compile", action="store_true")
+    p.add_argument("--channels-last", action="store_true")
+    for name in ("latent", "video"):
+        p.add_argument("--" + name, type=lambda s: tuple(map(int, s.split(","))))
+    p.add_argument("--tokens", type=int, default=512)
+    return p.parse_args()
+
+
+def build(cls, a, dtype, **kw):
+    torch.set_default_dtype(dtype)
+    with torch.device(a.device):
+        module = cls(**kw)
+    torch.set_default_dtype(torch.float32)
+    return module.eval().requires_grad_(False)
+
+
+def dit(a, dtype):
+    from diffusers import WanTransformer3DModel
+
+    m = build(WanTransformer3DModel, a, dtype, **a.dims)
+    if a.compile:
+        m.compile_repeated_blocks(fullgraph=True)
+    T, h, w = a.latent
+    x = torch.randn(a.passes, a.dims["in_channels"], T, h, w, device=a.device, dtype=dtype)
+    text = torch.randn(a.passes, 512, a.dims["text_dim"], device=a.device, dtype=dtype)
+    t = torch.full((a.passes,), 500.0, device=a.device)
+    return lambda: m(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)
+
+
+def vae(a, dtype):
+    from diffusers import AutoencoderKLWan
+
+    m = build(AutoencoderKLWan, a, dtype, **a.dims)
+    if a.channels_last:
+        for p in m.parameters():
+            if p.ndim == 5:
+                p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
+    if a.stage == "vae-decode":
+        T, h, w = a.latent
+        z = torch.randn(1, a.dims["z_dim"], T, h, w, device=a.device, dtype=dtype)
+        return lambda: m.decode(z)
+    F, H, W = a.video
+    x = torch.rand(1, 3, F, H, W, device=a.device, dtype=dtype) * 2 - 1
+    return lambda: m.encode(x)
+
+
+def text(a, dtype):
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    m = build(UMT5EncoderModel, a, dtype, config=UMT5Config(**a.dims))
+    ids = torch.randint(0, a.dims["vocab_size"] - 1, (1, a.tokens), device=a.device)
+    mask = torch.ones_like(ids)
+    return lambda: m(ids, attention_mask=mask)
+
+
+def main():
+    a = parse()
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    dtype = torch.bfloat16 if a.precision == "bf16" else torch.float32
+    torch.manual_seed(0)
+    body = {"dit": dit, "vae-decode": vae, "vae-encode": vae, "text": text}[a.stage](a, dtype)
+    sync = torch.cuda.synchronize if a.device == "cuda" else lambda: None
+    seconds = []
+    with torch.no_grad():
+        for i in range(-1 if not a.compile else -2, a.runs):
+            t0 = time.perf_counter()
+            body()
+            sync()
+            if i >= 0:
+                seconds.append(time.perf_counter() - t0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if a.device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    print(json.dumps({"stage": a.stage, "backend": "torch " + torch.__version__, "precision": a.precision,
+                      "threads": torch.get_num_threads(), "seconds": statistics.median(seconds),
+                      "min": min(seconds), "max": max(seconds), "runs": a.runs, "rss_peak_bytes": peak,
+                      "compile": a.compile, "channels_last": a.channels_last}))
+
+
+if __name__ == "__main__":
+    main()
