@@ -183,36 +183,25 @@ wan_status spiece_plain_copy(core_ctx *ctx, const unsigned char *data, size_t si
                              size_t *out_size) {
   /* Protobuf merges a second occurrence of a sub-message into the first, its fields win:
    * normalizer_spec { precompiled_charsmap: ""; add_dummy_prefix, remove_extra_whitespaces,
-   * escape_whitespaces: false; normalization_rule_tsv: "" }, and the same character map for
-   * denormalizer_spec, which only decoding would use. */
-  static const unsigned char override[] = {MODEL_NORMALIZER << 3 | 2,
-                                           10,
-                                           2 << 3 | 2,
-                                           0,
-                                           3 << 3,
-                                           0,
-                                           4 << 3,
-                                           0,
-                                           5 << 3,
-                                           0,
-                                           6 << 3 | 2,
-                                           0,
-                                           5 << 3 | 2,
-                                           2,
-                                           2 << 3 | 2,
-                                           0};
+   * escape_whitespaces: false; normalization_rule_tsv: "" } */
+  static const unsigned char override[] = {
+      MODEL_NORMALIZER << 3 | 2, 10, 2 << 3 | 2, 0, 3 << 3, 0, 4 << 3, 0, 5 << 3, 0, 6 << 3 | 2, 0};
   unsigned char *copy = core_alloc(ctx, size + sizeof override);
   if (!copy) return WAN_ERR_MEMORY;
-  memcpy(copy, data, size);
-  memcpy(copy + size, override, sizeof override);
-  const unsigned char *p = copy, *end = copy + size;
+  const unsigned char *p = data, *end = data + size, *start = p;
+  size_t used = 0;
   field f;
   piece one;
-  while (p < end && read_field(&p, end, &f)) {
-    if (f.number != MODEL_PIECES || !read_piece(f, &one)) continue;
-    if (one.type == SPIECE_CONTROL && one.type_at) copy[one.type_at - copy] = SPIECE_NORMAL;
+  for (; p < end && read_field(&p, end, &f); start = p) {
+    /* left out: samples of a self-test, which the plain model would fail, and what only decoding uses */
+    if (f.number > MODEL_NORMALIZER) continue;
+    memcpy(copy + used, start, (size_t)(p - start));
+    if (f.number == MODEL_PIECES && read_piece(f, &one) && one.type == SPIECE_CONTROL && one.type_at)
+      copy[used + (size_t)(one.type_at - start)] = SPIECE_NORMAL;
+    used += (size_t)(p - start);
   }
+  memcpy(copy + used, override, sizeof override);
   *out = copy;
-  *out_size = size + sizeof override;
+  *out_size = used + sizeof override;
   return WAN_OK;
 }

@@ -226,6 +226,27 @@ static void test_added_tokens(void **state) {
   assert_int_equal(core_mem_current(&ctx), 0);
 }
 
+/* A model may carry a sample for a self-test, of which the library would demand its own segmentation. */
+static void test_self_test_sample(void **state) {
+  (void)state;
+  static const unsigned char sample[] = "\x22\x08\x0a\x06\x0a\x01x\x12\x01y"; /* input x, expected y */
+  core_ctx ctx;
+  scratch s;
+  tokenizer *t;
+  core_ctx_init(&ctx);
+  scratch_open(&s);
+  core_map map = map_model(&ctx);
+  unsigned char *copy = malloc(map.size + sizeof sample);
+  memcpy(copy, map.data, map.size);
+  memcpy(copy + map.size, sample, sizeof sample - 1);
+  const char *path = scratch_write(&s, "spiece.model", copy, map.size + sizeof sample - 1);
+  if (tokenizer_open(&ctx, path, &t) != WAN_OK) fail_msg("%s", ctx.message);
+  tokenizer_close(t);
+  free(copy);
+  core_map_close(&map);
+  scratch_close(&s);
+}
+
 /* Whatever is cut off or flipped, the answer is an error or a tokenizer that works. */
 static void test_damaged_models(void **state) {
   (void)state;
@@ -292,12 +313,13 @@ static void test_memory_faults(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_clean_goldens),  cmocka_unit_test(test_clean_mojibake),
-      cmocka_unit_test(test_clean_refusals), cmocka_unit_test(test_clean_ends),
-      cmocka_unit_test(test_badness),        cmocka_unit_test(test_buckets),
+      cmocka_unit_test(test_clean_goldens),    cmocka_unit_test(test_clean_mojibake),
+      cmocka_unit_test(test_clean_refusals),   cmocka_unit_test(test_clean_ends),
+      cmocka_unit_test(test_badness),          cmocka_unit_test(test_buckets),
 #ifdef WAN_HAVE_SENTENCEPIECE
-      cmocka_unit_test(test_tokenizer_cut),  cmocka_unit_test(test_added_tokens),
-      cmocka_unit_test(test_damaged_models), cmocka_unit_test(test_memory_faults),
+      cmocka_unit_test(test_tokenizer_cut),    cmocka_unit_test(test_added_tokens),
+      cmocka_unit_test(test_self_test_sample), cmocka_unit_test(test_damaged_models),
+      cmocka_unit_test(test_memory_faults),
 #endif
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
