@@ -121,30 +121,54 @@ static wan_status add_matches(core_ctx *ctx, const char *dir, const char *patter
   return status;
 }
 
-static wan_status search_directory(core_ctx *ctx, const char *dir, sources *s) {
+/* Look for an index, else for files; *index is the index's path or NULL. Nothing found is no error. */
+static wan_status search_directory(core_ctx *ctx, const char *dir, sources *s, char **index) {
   static const char *const stems[] = {"diffusion_pytorch_model", "model"};
-  for (size_t i = 0; i < sizeof stems / sizeof stems[0]; i++) {
-    char *index = core_asprintf(ctx, "%s/%s.safetensors.index.json", dir, stems[i]);
-    if (!index) return WAN_ERR_MEMORY;
-    bool indexed = core_path_exists(index);
-    wan_status status = indexed ? read_index(ctx, index, s) : WAN_OK;
-    core_free(ctx, index);
-    if (indexed || status != WAN_OK) return status;
-    char pattern[64] = "";
-    strcat(strcat(pattern, stems[i]), "*.safetensors");
+  *index = NULL;
+  for (size_t i = 0; i < sizeof stems / sizeof stems[0] && !s->count; i++) {
+    char *name = core_asprintf(ctx, "%s/%s.safetensors.index.json", dir, stems[i]);
+    if (!name) return WAN_ERR_MEMORY;
+    if (core_path_exists(name)) {
+      *index = name;
+      return WAN_OK;
+    }
+    core_free(ctx, name);
+    char pattern[64] = ""; /* not "model*": the text encoder's file is called models_t5... */
+    strcat(strcat(pattern, stems[i]), "[.-]*safetensors");
     CORE_TRY(add_matches(ctx, dir, pattern, s));
-    if (s->count) return WAN_OK;
   }
-  return core_fail(ctx, WAN_ERR_IO,
-                   "%s: no weights here: expected diffusion_pytorch_model*.safetensors or model*.safetensors",
-                   dir);
+  return WAN_OK;
+}
+
+static wan_status read_directory(core_ctx *ctx, const char *dir, sources *s) {
+  char *index;
+  CORE_TRY(search_directory(ctx, dir, s, &index));
+  wan_status status = WAN_OK;
+  if (index)
+    status = read_index(ctx, index, s);
+  else if (!s->count)
+    status = core_fail(
+        ctx, WAN_ERR_IO,
+        "%s: no weights here: expected diffusion_pytorch_model*.safetensors or model*.safetensors", dir);
+  core_free(ctx, index);
+  return status;
+}
+
+wan_status sources_exist(core_ctx *ctx, const char *dir, bool *yes) {
+  sources s = {0};
+  char *index;
+  wan_status status = search_directory(ctx, dir, &s, &index);
+  *yes = index || s.count;
+  core_free(ctx, index);
+  sources_free(ctx, &s);
+  return status;
 }
 
 wan_status sources_find(core_ctx *ctx, const char *path, sources *out) {
   *out = (sources){0};
   wan_status status;
   if (core_path_is_dir(path))
-    status = search_directory(ctx, path, out);
+    status = read_directory(ctx, path, out);
   else if (ends_with(path, ".json"))
     status = read_index(ctx, path, out);
   else

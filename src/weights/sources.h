@@ -13,9 +13,11 @@ typedef struct sources {
   const json_t *weight_map; /* in index: tensor name -> file name */
 } sources;
 
-/* path: a weight file, an index.json, or a directory. With a directory its index decides; without
- * one, every diffusion_pytorch_model*.safetensors or else every model*.safetensors. */
+/* path: a weight file, an index.json, or a directory. With a directory its index decides; without one,
+ * every diffusion_pytorch_model*.safetensors or else every model.*safetensors and model-*.safetensors. */
 wan_status sources_find(core_ctx *ctx, const char *path, sources *out);
+/* Does the directory hold anything that sources_find() would consider? */
+wan_status sources_exist(core_ctx *ctx, const char *dir, bool *yes);
 void sources_free(core_ctx *ctx, sources *s);
 /* The part after the last '/'. */
 const char *sources_base_name(const char *path);
