@@ -34,7 +34,7 @@ typedef struct buffer {
 } buffer;
 
 static void put(buffer *b, uint64_t v, int bytes) {
-  for (int i = 0; i < bytes; i++) b->data[b->size++] = (unsigned char)(v >> (8 * i));
+  for (int i = 0; i < bytes; i++) b->data[b->size++] = (unsigned char)(i < 8 ? v >> (8 * i) : 0);
 }
 
 static void put_bytes(buffer *b, const void *p, size_t n) {

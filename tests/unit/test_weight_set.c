@@ -159,7 +159,7 @@ static void test_bind(void **state) {
 
 static void test_finish(void **state) {
   (void)state;
-  char names[8][8];
+  char names[8][16];
   named_tensor many[8];
   for (int i = 0; i < 8; i++) {
     snprintf(names[i], sizeof names[i], "t%d", i);
