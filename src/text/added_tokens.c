@@ -19,10 +19,15 @@ void added_tokens_free(core_ctx *ctx, added_tokens *list) {
   *list = (added_tokens){0};
 }
 
+static bool is_known(const added_tokens *list, const char *text) {
+  for (int i = 0; i < list->count; i++)
+    if (strcmp(list->item[i].text, text) == 0) return true;
+  return false;
+}
+
 wan_status added_tokens_put(core_ctx *ctx, added_tokens *list, added_token token) {
   token.size = strlen(token.text);
-  for (int i = 0; i < list->count; i++)
-    if (strcmp(list->item[i].text, token.text) == 0) return WAN_OK;
+  if (is_known(list, token.text)) return WAN_OK;
   if (!token.size || token.size > TOKEN_BYTES_MAX || token.id < 0 || list->count >= TOKENS_MAX)
     return core_fail(ctx, WAN_ERR_FORMAT, "added token '%.60s' with id %d is not usable", token.text,
                      (int)token.id);
@@ -44,6 +49,7 @@ static wan_status put_json(core_ctx *ctx, added_tokens *list, const json_t *entr
   const char *text = json_string_value(content);
   if (!text || strlen(text) != json_string_length(content))
     return core_fail(ctx, WAN_ERR_FORMAT, "an added token without text");
+  if (is_known(list, text)) return WAN_OK;
   added_token token = {.text = (char *)(uintptr_t)text,
                        .eats_left = json_is_true(json_object_get(entry, "lstrip")),
                        .eats_right = json_is_true(json_object_get(entry, "rstrip")),
