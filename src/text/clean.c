@@ -10,8 +10,8 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* More than 511 pieces can use; bounds the time that a hostile text can take. */
-enum { CLEAN_BYTES_MAX = 64 << 10, CLEAN_ROUNDS_MAX = 256 };
+/* Each round undoes one layer of damage; bounds the time that a hostile text can take. */
+enum { ROUNDS_MAX = 256 };
 
 /* Ligatures of Latin letters, full and half width forms. */
 static const struct {
@@ -110,7 +110,7 @@ static void apply(utext *text, utext *spare, step *f) {
 /* All of ftfy's fixes, again and again until nothing changes. */
 static void fix_line(utext *line, bool unescape) {
   utext before = {.ctx = line->ctx}, spare = {.ctx = line->ctx};
-  for (int round = 0; round < CLEAN_ROUNDS_MAX && !line->failed; round++) {
+  for (int round = 0; round < ROUNDS_MAX && !line->failed; round++) {
     utext_clear(&before);
     utext_append(&before, line->c, line->n);
     if (unescape) apply(line, &spare, entities_unescape_strict);
@@ -161,9 +161,9 @@ wan_status text_clean(core_ctx *ctx, const char *in, char **out) {
   size_t size = strlen(in), offset = 0;
   wan_status s = WAN_OK;
   *out = NULL;
-  if (size > CLEAN_BYTES_MAX)
+  if (size > TEXT_MAX_BYTES)
     return core_fail(ctx, WAN_ERR_ARGUMENT, "the prompt has %zu bytes, more than %d", size,
-                     (int)CLEAN_BYTES_MAX);
+                     (int)TEXT_MAX_BYTES);
   if (!utext_from_utf8(&text, in, size, &offset)) {
     s = core_fail(ctx, WAN_ERR_ARGUMENT, "the prompt is not valid UTF-8 at byte %zu", offset);
   } else {

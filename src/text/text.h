@@ -5,7 +5,10 @@
 #include "backend/backend.h"
 #include "weights/weights.h"
 
-enum { TEXT_MAX_TOKENS = 512 }; /* including the closing </s> */
+enum {
+  TEXT_MAX_TOKENS = 512,    /* including the closing </s> */
+  TEXT_MAX_BYTES = 64 << 10 /* longest prompt accepted, far more than 511 pieces cover */
+};
 
 /* The official cleaning, mode "whitespace": ftfy's default fixes, HTML entities twice, white space
  * collapsed. in is UTF-8 (invalid UTF-8: WAN_ERR_ARGUMENT with the byte offset); *out by core_free. */

@@ -14,11 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The real file has 4.5 MB; a prompt longer than this can't have its words in 511 pieces anyway. */
-enum { MODEL_BYTES_MAX = 64 << 20, TEXT_BYTES_MAX = 64 << 10 };
-
-static const char MARK[] = "\xe2\x96\x81"; /* U+2581, what stands for a blank inside the model */
-
 struct tokenizer {
   core_ctx *ctx;
   core_map file;
@@ -31,6 +26,10 @@ struct tokenizer {
 };
 
 #ifdef WAN_HAVE_SENTENCEPIECE
+
+enum { MODEL_BYTES_MAX = 64 << 20 }; /* the real file has 4.5 MB */
+
+static const char MARK[] = "\xe2\x96\x81"; /* U+2581, what stands for a blank inside the model */
 
 static int32_t id_of_piece(void *user, const char *text) {
   const tokenizer *t = user;
@@ -145,9 +144,9 @@ wan_status tokenizer_encode(tokenizer *t, const char *text, int32_t ids[TEXT_MAX
   const int room = TEXT_MAX_TOKENS - 1;
   int used = 0, count;
   *n = 0;
-  if (size > TEXT_BYTES_MAX)
+  if (size > TEXT_MAX_BYTES)
     return core_fail(t->ctx, WAN_ERR_ARGUMENT, "the prompt has %zu bytes, more than %d", size,
-                     (int)TEXT_BYTES_MAX);
+                     (int)TEXT_MAX_BYTES);
   while (at < size && used < room) {
     const added_token *token = added_tokens_next(&t->added, text, size, at, &begin, &end);
     if (!token) begin = end = size;

@@ -18,7 +18,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     size_t n = strlen(clean);
     if (n && (clean[0] == ' ' || clean[n - 1] == ' ')) abort();
     wan_status s = text_clean(&ctx, clean, &again);
-    if (s != WAN_OK && n <= 64 << 10) abort();
+    if (s != WAN_OK && n <= TEXT_MAX_BYTES) abort();
     core_free(&ctx, again);
     core_free(&ctx, clean);
   }
