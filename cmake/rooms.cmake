@@ -50,3 +50,32 @@ add_library(wan_objects OBJECT ${wan_sources})
 target_include_directories(wan_objects PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_compile_definitions(wan_objects PUBLIC ${wan_defs})
 target_link_libraries(wan_objects PUBLIC ${wan_libs})
+
+# The library as it is installed: only wan_* leaves it (src/api/libwan.map).
+add_library(wan_shared SHARED $<TARGET_OBJECTS:wan_objects>)
+add_library(wan_static STATIC $<TARGET_OBJECTS:wan_objects>)
+set(wan_map ${PROJECT_SOURCE_DIR}/src/api/libwan.map)
+foreach(library wan_shared wan_static)
+  target_include_directories(${library} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
+  set_target_properties(${library} PROPERTIES OUTPUT_NAME wan)
+endforeach()
+target_link_libraries(wan_shared PRIVATE ${wan_libs})
+target_link_libraries(wan_static INTERFACE ${wan_libs})
+set_target_properties(wan_shared PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
+                      LINK_DEPENDS ${wan_map} PUBLIC_HEADER ${PROJECT_SOURCE_DIR}/include/wan/wan.h)
+if(NOT APPLE)
+  target_link_options(wan_shared PRIVATE -Wl,--version-script=${wan_map} -Wl,--no-undefined)
+endif()
+
+# The command sees the public header only. It is linked with the static library: one file that runs anywhere.
+pkg_check_modules(POPT REQUIRED IMPORTED_TARGET popt)
+file(GLOB wan_cli_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cli/*.c)
+add_executable(wan ${wan_cli_sources})
+target_include_directories(wan PRIVATE ${PROJECT_SOURCE_DIR}/src)
+target_link_libraries(wan PRIVATE wan_static PkgConfig::POPT)
+
+configure_file(${PROJECT_SOURCE_DIR}/src/api/wan.pc.in ${PROJECT_BINARY_DIR}/wan.pc @ONLY)
+install(TARGETS wan wan_shared wan_static RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/wan)
+install(FILES ${PROJECT_BINARY_DIR}/wan.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

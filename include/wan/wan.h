@@ -99,6 +99,22 @@ typedef struct wan_model wan_model;
  * same, or the MLX port's. Files are mapped; weights are loaded when a call needs them. */
 WAN_API wan_status wan_model_open(wan_context *context, const char *dir, wan_model **out);
 WAN_API void wan_model_close(wan_model *model);
+
+typedef enum wan_family { WAN_FAMILY_T2V = 0, WAN_FAMILY_I2V, WAN_FAMILY_TI2V } wan_family;
+/* What an opened model is, and the values that zero or NULL stand for in wan_generate_params. */
+typedef struct wan_model_info {
+  size_t size;
+  wan_family family;
+  int experts;       /* 2 for the A14B models */
+  int width, height; /* default size */
+  int multiple;      /* widths and heights are multiples of this */
+  int frames, steps; /* defaults */
+  double fps, shift, guidance_low, guidance_high, boundary;
+  const char *negative; /* the official negative prompt; a constant */
+  uint64_t fingerprint; /* see docs/CLI.md, "wan info" */
+} wan_model_info;
+WAN_API void wan_model_info_init(wan_model_info *info);
+WAN_API wan_status wan_model_get_info(wan_model *model, wan_model_info *info);
 /* What the directory holds (also of an incomplete one), as text or JSON; caller frees with wan_free(). */
 WAN_API wan_status wan_model_describe(wan_context *context, const char *dir, bool json, char **out);
 
@@ -140,18 +156,28 @@ typedef struct wan_image {
   const uint8_t *rgb; /* height*width*3 */
 } wan_image;
 
+/* A picture that the frame `frame` (counted from 0; negative: from the end, -1 is the last) has to show. */
+typedef struct wan_frame_image {
+  int frame;
+  const char *path;
+} wan_frame_image;
+
 typedef struct wan_generate_params {
   size_t size;
-  const char *prompt;          /* UTF-8 */
-  const char *negative;        /* NULL: the official default text; "": an empty prompt */
-  const char *image_path;      /* picture to start from; NULL: text to video */
-  wan_image image;             /* the same from memory, used when image_path is NULL and rgb is not */
-  const char *last_image_path; /* I2V: picture of the last frame (first-last-frame to video); NULL: none */
-  bool no_exif;                /* ignore the picture's EXIF orientation, as the official code does */
-  int width, height;           /* 0: the model's default; with a picture only the area counts */
-  int frames;                  /* 4n+1, rounded down as the official code does; 0: the model's default */
-  int steps;                   /* 0: the model's default */
-  double shift;                /* 0: the model's default */
+  const char *prompt;                  /* UTF-8 */
+  const char *negative;                /* NULL: the official default text; "": an empty prompt */
+  const char *image_path;              /* picture to start from; NULL: text to video */
+  wan_image image;                     /* the same from memory, used when image_path is NULL and rgb is not */
+  const char *last_image_path;         /* picture of the last frame (first-last-frame to video); NULL: none */
+  const wan_frame_image *frame_images; /* further pictures; the models were trained on the first frame only */
+  int frame_image_count;
+  const char *video_path; /* continue this clip: its last frames become the first ones; NULL: none */
+  int video_frames;       /* how many of them, 4n+1; 0: 5 */
+  bool no_exif;           /* ignore the picture's EXIF orientation, as the official code does */
+  int width, height;      /* 0: the model's default; with a picture only the area counts */
+  int frames;   /* 4n+1, others are rounded down as the official code does; 0: the model's default */
+  int steps;    /* 0: the model's default */
+  double shift; /* 0: the model's default */
   double guidance_low, guidance_high;  /* negative: the model's default; single-expert models use _low */
   double guidance_start, guidance_end; /* part of the steps (0..1) with guidance; default 0..1 */
   wan_sampler sampler;
@@ -179,6 +205,7 @@ typedef struct wan_generate_params {
   const char *checkpoint_path;  /* state saved after every step; resumes from it if it exists */
   wan_progress_fn progress;
   wan_preview_fn preview;
+  int preview_every; /* steps between previews (each decodes one frame with the VAE); 0: 1 */
   wan_frame_fn frame;
   void *user;
 } wan_generate_params;
@@ -193,9 +220,19 @@ typedef struct wan_generate_result {
 } wan_generate_result;
 
 WAN_API void wan_generate_params_init(wan_generate_params *params);
+/* Fill params from settings as wan_video_settings() returns them. Strings and arrays live in *storage,
+ * which the caller frees with wan_free() once params is no longer used. */
+WAN_API wan_status wan_generate_params_from_json(wan_context *context, const char *json,
+                                                 wan_generate_params *params, void **storage);
 /* result may be NULL. On any failure no output file is left behind (a checkpoint file is kept). */
 WAN_API wan_status wan_generate(wan_model *model, const wan_generate_params *params,
                                 wan_generate_result *result);
+WAN_API void wan_generate_result_init(wan_generate_result *result);
+/* Frame `index` (negative: from the end) of a video as a PNG file. */
+WAN_API wan_status wan_video_frame(wan_context *context, const char *path, int index, const char *png_path);
+/* Write rgb[height*width*3] as a PNG file. */
+WAN_API wan_status wan_write_png(wan_context *context, const char *path, int width, int height,
+                                 const uint8_t *rgb);
 /* The settings stored in a video written by wan_generate(), as JSON text; free with wan_free(). */
 WAN_API wan_status wan_video_settings(wan_context *context, const char *path, char **json);
 
@@ -210,10 +247,26 @@ typedef struct wan_plan {
   uint64_t memory_peak[WAN_STAGE_COUNT]; /* bytes */
   bool fits;                             /* within the context's memory limit */
 } wan_plan;
+WAN_API void wan_plan_init(wan_plan *plan);
 /* Expected memory and time, from the checkpoint's headers alone: nothing is loaded. */
 WAN_API wan_status wan_plan_generate(wan_model *model, const wan_generate_params *params, wan_plan *out);
 /* The steps a run would take as text, one line each: step, timestep, sigma, expert, guidance. */
 WAN_API wan_status wan_plan_steps(wan_model *model, const wan_generate_params *params, char **text);
+
+/* ---- Measuring ---- */
+
+typedef struct wan_bench_result {
+  size_t size;
+  int64_t tokens;
+  double seconds_first; /* the first forward pass: weights are read and prepared */
+  double seconds_best;  /* the fastest of the others (of the first when there is one only) */
+  double flops;         /* of one pass */
+  uint64_t memory_peak;
+} wan_bench_result;
+WAN_API void wan_bench_result_init(wan_bench_result *result);
+/* Time `repeat` forward passes of the transformer (one conditioning) at the size and frames of params. */
+WAN_API wan_status wan_bench_forward(wan_model *model, const wan_generate_params *params, int repeat,
+                                     wan_bench_result *result);
 
 /* ---- Stages: one part of the pipeline on tensors in files (docs/CLI.md, "wan stage") ---- */
 
@@ -225,10 +278,10 @@ typedef struct wan_stage_params {
   const char *text;               /* tokenize, clean, text */
   const char *expert;             /* dit: "high" or "low" */
   const char *image_path;         /* image */
-  int64_t area;                   /* image: width*height; denoise: unused */
+  int area_width, area_height;    /* image: only the product counts */
   int64_t shape[4];               /* noise: C,T,h,w */
-  wan_rng rng;
-  wan_generate_params generate; /* seed, steps, shift, sampler, guidance, ... for schedule, denoise, noise */
+  wan_generate_params
+      generate; /* seed, rng, steps, shift, sampler, guidance, ... for schedule, denoise, noise */
 } wan_stage_params;
 WAN_API void wan_stage_params_init(wan_stage_params *params);
 /* *text: what the stage prints (clean), or NULL; free with wan_free(). */

@@ -1,0 +1,102 @@
+/* plan.c: `wan plan` and `wan bench`: what a run will cost, and how fast this machine is. */
+#include <stdio.h>
+
+#include "cli/cli.h"
+
+#define GROUP(table, title) \
+  { NULL, 0, POPT_ARG_INCLUDE_TABLE, (void *)(table), 0, title, NULL }
+
+static const struct poptOption plan_options[] = {
+    GROUP(options_machine, "Model and machine:"), GROUP(options_content, "What to make:"),
+    GROUP(options_steps, "Steps:"), GROUP(options_guidance, "Guidance:"), POPT_TABLEEND};
+
+static const struct poptOption repeat_option[] = {
+    {"repeat", 0, POPT_ARG_STRING, NULL, OPT_REPEAT, "passes; default 3", "N"},
+    {"size", 's', POPT_ARG_STRING, NULL, OPT_SIZE, "width x height; default: the model's", "WxH"},
+    {"frames", 'f', POPT_ARG_STRING, NULL, OPT_FRAMES, "number of frames, 4n+1", "N"},
+    POPT_TABLEEND};
+static const struct poptOption bench_options[] = {
+    GROUP(repeat_option, "Measuring:"), GROUP(options_machine, "Model and machine:"), POPT_TABLEEND};
+
+/* Context, model and parameters of a command; an exit code. */
+typedef struct session {
+  wan_context *context;
+  wan_model *model;
+  wan_generate_params params;
+  cli_lists lists;
+} session;
+
+static int session_open(const cli_args *args, session *s) {
+  int code;
+  *s = (session){0};
+  if (args->rest_count) return cli_fail(EXIT_USAGE, "unexpected argument: %s", args->rest[0]);
+  if (!args->value[OPT_MODEL]) return cli_fail(EXIT_USAGE, "a model is needed: --model DIR");
+  wan_generate_params_init(&s->params);
+  if (!cli_generate_params(args, &s->params, &s->lists)) return EXIT_USAGE;
+  if (!(s->context = cli_open(args, &code))) return code;
+  return cli_status(s->context, wan_model_open(s->context, args->value[OPT_MODEL], &s->model));
+}
+
+static void session_close(session *s) {
+  wan_model_close(s->model);
+  cli_close(s->context);
+}
+
+static void print_plan(const wan_plan *p) {
+  printf("%dx%d, %d frames, %d steps, %lld tokens, %d expert%s\n", p->width, p->height, p->frames, p->steps,
+         (long long)p->tokens, p->experts, p->experts == 1 ? "" : "s");
+  printf("%-8s  %10s  %10s  %10s\n", "stage", "TFLOP", "seconds", "peak GiB");
+  double flops = 0, seconds = 0;
+  uint64_t peak = 0;
+  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
+    if (p->flops[i] == 0) continue;
+    printf("%-8s  %10.3f  %10.1f  %10.2f\n", wan_stage_name((wan_stage)i), p->flops[i] / 1e12, p->seconds[i],
+           (double)p->memory_peak[i] / (1 << 30));
+    flops += p->flops[i];
+    seconds += p->seconds[i];
+    if (p->memory_peak[i] > peak) peak = p->memory_peak[i];
+  }
+  printf("%-8s  %10.3f  %10.1f  %10.2f\n", "all", flops / 1e12, seconds, (double)peak / (1 << 30));
+  if (!p->fits) printf("this does not fit into the memory that may be used\n");
+}
+
+static int plan(cli_args *args) {
+  session s;
+  int code = session_open(args, &s);
+  if (code == EXIT_FINE) {
+    wan_plan p;
+    wan_plan_init(&p);
+    wan_status status = wan_plan_generate(s.model, &s.params, &p);
+    if (status == WAN_OK) print_plan(&p);
+    code = cli_status(s.context, status);
+  }
+  session_close(&s);
+  return code;
+}
+
+static int bench(cli_args *args) {
+  session s;
+  long long repeat = 3;
+  if (!cli_int(args, OPT_REPEAT, "--repeat", 1, 10000, &repeat)) return EXIT_USAGE;
+  int code = session_open(args, &s);
+  if (code == EXIT_FINE) {
+    wan_bench_result r;
+    wan_bench_result_init(&r);
+    wan_status status = wan_bench_forward(s.model, &s.params, (int)repeat, &r);
+    if (status == WAN_OK)
+      printf("%lld tokens: first pass %.3f s, best %.3f s, %.2f TFLOP, %.1f GFLOP/s, peak %.2f GiB, backend "
+             "%s\n",
+             (long long)r.tokens, r.seconds_first, r.seconds_best, r.flops / 1e12,
+             r.flops / r.seconds_best / 1e9, (double)r.memory_peak / (1 << 30),
+             wan_context_backend(s.context));
+    code = cli_status(s.context, status);
+  }
+  session_close(&s);
+  return code;
+}
+
+const cli_command cli_plan = {"plan", "Print expected memory and time by stage; nothing is loaded.",
+                              "--model DIR [options]", plan_options, plan};
+const cli_command cli_bench = {"bench",
+                               "Time forward passes of the transformer (with --profile: by operation).",
+                               "--model DIR [options]", bench_options, bench};
