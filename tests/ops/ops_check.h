@@ -132,6 +132,8 @@ typedef struct limit {
 limit limit_exact(void);
 /* The internal arithmetic is f32 with `depth` terms summed; the result is rounded to `out`. */
 limit limit_f32(dtype out, double depth);
+/* The same where the terms are squares: equal ones round alike, and their errors add up. */
+limit limit_squares(dtype out, double depth);
 /* As limit_f32 when act is F32; with BF16 the backend may round operands to bf16 on their way. */
 limit limit_act(const rig *r, dtype out, double depth);
 

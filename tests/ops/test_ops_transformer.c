@@ -87,7 +87,7 @@ static double worst_condition(tensor x, double eps) {
 
 static limit norm_limit(tensor x, dtype out, double eps, double largest_factor) {
   double c = (double)tensor_cols(&x);
-  limit l = limit_f32(out, c);
+  limit l = limit_squares(out, c);
   l.abs = l.slack * worst_condition(x, eps) * largest_factor;
   return l;
 }
@@ -155,7 +155,7 @@ static void test_rms_norm(void **state) {
     const twin_weight *gamma = TWIN_WEIGHT(r, WEIGHT_VECTOR, 1, 0.3, c);
     dtype out = rig_type(r);
     rig_compare(r, op_rms_norm(r->ref, x.ref, ref_of(gamma), 1e-6f, out),
-                op_rms_norm(r->be, x.sub, sub_of(gamma), 1e-6f, out), limit_f32(out, (double)c));
+                op_rms_norm(r->be, x.sub, sub_of(gamma), 1e-6f, out), limit_squares(out, (double)c));
     rig_end(r);
   }
 }
@@ -184,7 +184,7 @@ static void test_qk_norm_rope(void **state) {
     if (rig_chance(r, 0.7)) rope = random_rope(r, n, pairs);
     rig_note(r, " heads %lld rope %d", (long long)heads, rope.ref.type != DT_NONE);
     rig_may_change(r, x);
-    limit l = limit_f32(r->act, (double)c);
+    limit l = limit_squares(r->act, (double)c);
     l.scale = 2;
     op_qk_norm_rope(r->ref, x.ref, ref_of(gamma), 1e-6f, rope.ref, (int)heads);
     op_qk_norm_rope(r->be, x.sub, sub_of(gamma), 1e-6f, rope.sub, (int)heads);

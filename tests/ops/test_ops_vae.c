@@ -21,7 +21,7 @@ static void test_channel_norm(void **state) {
     rig_may_change(r, whole);
     op_channel_norm(r->ref, x.ref, ref_of(gamma), act, out.ref);
     op_channel_norm(r->be, x.sub, sub_of(gamma), act, out.sub);
-    limit l = limit_f32(r->act, (double)c);
+    limit l = limit_squares(r->act, (double)c);
     l.scale = 1;
     rig_compare(r, out.ref, out.sub, l);
     twin head = twin_slice(whole, 0, before), tail = twin_slice(whole, before + T, after);
