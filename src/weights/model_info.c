@@ -171,7 +171,9 @@ static void print_part(FILE *f, const char *title, const json_t *o) {
   if (!json_object_get(o, "tensors")) return;
   fprintf(f, "  %-22s %lld tensors, %s parameters, %s,", "", (long long)int_of(o, "tensors"),
           grouped(int_of(o, "parameters"), a), sized(int_of(o, "bytes"), b));
-  json_object_foreach(json_object_get(o, "dtypes"), key, value) fprintf(f, " %s", key);
+  json_object_foreach(json_object_get(o, "dtypes"), key, value) {
+    fprintf(f, " %s", key);
+  }
   fprintf(f, ", %s names\n  %-22s", json_string_value(json_object_get(o, "names")), "");
   const char *separator = " ";
   json_object_foreach((json_t *)(uintptr_t)o, key, value) {
@@ -197,8 +199,9 @@ static void print_all(FILE *f, const model_dir *m, const json_t *root) {
     if (m->part[p])
       print_part(f, model_part_name((model_part)p),
                  json_object_get(json_object_get(root, "parts"), part_keys[p]));
-  json_array_foreach(json_object_get(root, "missing"), i, value)
-      fprintf(f, "  missing: %s\n", json_string_value(value));
+  json_array_foreach(json_object_get(root, "missing"), i, value) {
+    fprintf(f, "  missing: %s\n", json_string_value(value));
+  }
 }
 
 wan_status model_info_text(core_ctx *ctx, const model_dir *m, char **out) {
