@@ -40,7 +40,9 @@ if(WAN_HAVE_CURL)
   list(APPEND room_dirs prompt)
 endif()
 
-set(wan_sources)
+include(cmake/cuda.cmake)
+
+set(wan_sources ${wan_cuda_kernels})
 foreach(dir ${room_dirs})
   file(GLOB found CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${dir}/*.c ${PROJECT_SOURCE_DIR}/src/${dir}/*.cpp)
   list(APPEND wan_sources ${found})
@@ -50,6 +52,10 @@ add_library(wan_objects OBJECT ${wan_sources})
 target_include_directories(wan_objects PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_compile_definitions(wan_objects PUBLIC ${wan_defs})
 target_link_libraries(wan_objects PUBLIC ${wan_libs})
+if(WAN_HAVE_CUDA)
+  target_include_directories(wan_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${WAN_CUBLAS_INCLUDE}
+                             ${WAN_CUDNN_INCLUDE})
+endif()
 
 # The library as it is installed: only wan_* leaves it (src/api/libwan.map).
 add_library(wan_shared SHARED $<TARGET_OBJECTS:wan_objects>)

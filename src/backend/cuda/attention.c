@@ -1,0 +1,93 @@
+/* attention.c: which of three ways an attention goes. Plain bf16 attention is the library's; heads of up to
+ * 128 channels with biases have a kernel of their own (flash.cu); everything else (f32, the VAE's one head
+ * as wide as its channels) is made of matrix products with the scores of a block of queries in between, of
+ * bounded size. */
+#include "backend/cuda/cuda.h"
+
+enum { SCORE_BYTES = 256 << 20, WIDEST_FLASH = 128 };
+
+/* Query rows a block, so that scores and weights of all heads stay below SCORE_BYTES. */
+static int64_t block_rows(int64_t heads, int64_t lk, int64_t lq, size_t size) {
+  int64_t rows = SCORE_BYTES / (heads * lk * (int64_t)(sizeof(float) + size));
+  if (rows > 128) rows -= rows % 128;
+  return rows < 1 ? 1 : rows > lq ? lq : rows;
+}
+
+static wan_status by_products(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec,
+                              tensor out) {
+  const int64_t heads = spec->heads, lq = q.dim[0], lk = k.dim[0], c = q.dim[1], d = c / heads;
+  const int64_t rows = block_rows(heads, lk, lq, dtype_size(q.type));
+  const size_t scores = (size_t)(heads * rows * lk),
+               bytes = scores * (sizeof(float) + dtype_size(q.type)) + 256;
+  char *scratch = cuda_mem_alloc(be, bytes);
+  if (!scratch) return WAN_ERR_MEMORY;
+  const size_t weights_at = (scores * sizeof(float) + 255) / 256 * 256;
+  k_data score = {scratch, K_F32}, p = {scratch + weights_at, cuda_type(q.type)};
+  wan_status s = WAN_OK;
+  for (int64_t i = 0; s == WAN_OK && i < lq; i += rows) {
+    int64_t n = lq - i < rows ? lq - i : rows;
+    tensor qi = tensor_slice(q, i, n), oi = tensor_slice(out, i, n);
+    k_gemm_spec qk = {.m = n,
+                      .n = lk,
+                      .k = d,
+                      .lda = c,
+                      .ldb = c,
+                      .ldo = lk,
+                      .batch = heads,
+                      .stride_a = d,
+                      .stride_b = d,
+                      .stride_o = n * lk,
+                      .bt = true,
+                      .alpha = spec->scale};
+    k_gemm_spec pv = {.m = n,
+                      .n = d,
+                      .k = lk,
+                      .lda = lk,
+                      .ldb = c,
+                      .ldo = c,
+                      .batch = heads,
+                      .stride_a = n * lk,
+                      .stride_b = d,
+                      .stride_o = d,
+                      .bt = false,
+                      .alpha = 1};
+    s = cuda_gemm(be, &qk, cuda_data(qi), cuda_data(k), score);
+    if (s != WAN_OK) break;
+    k_softmax(cuda_of(be)->stream, score.p, spec->key_bias.data, spec->rel_bias.data, p, spec->heads, n, i,
+              lq, lk);
+    s = cuda_launched(be, "attention");
+    if (s == WAN_OK) s = cuda_gemm(be, &pv, p, cuda_data(v), cuda_data(oi));
+  }
+  cuda_mem_free(be, scratch, bytes);
+  return s;
+}
+
+static bool aligned16(const void *p) {
+  return (uintptr_t)p % 16 == 0;
+}
+
+wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec, tensor out) {
+  if (!tensor_count(&q)) return WAN_OK;
+  const int64_t d = q.dim[1] / spec->heads;
+  bool regular = q.type == DT_BF16 && d % 8 == 0 && d <= WIDEST_FLASH && aligned16(q.data) &&
+                 aligned16(k.data) && aligned16(v.data) && aligned16(out.data);
+  if (!regular) return by_products(be, q, k, v, spec, out);
+  if (spec->key_bias.type == DT_NONE && spec->rel_bias.type == DT_NONE) {
+    bool done = false;
+    CORE_TRY(cuda_attention_dnn(be, q, k, v, spec, out, &done));
+    if (done) return WAN_OK;
+  }
+  k_flash_spec f = {.q = q.data,
+                    .k = k.data,
+                    .v = v.data,
+                    .out = out.data,
+                    .key_bias = spec->key_bias.data,
+                    .rel_bias = spec->rel_bias.data,
+                    .lq = q.dim[0],
+                    .lk = k.dim[0],
+                    .heads = spec->heads,
+                    .d = (int)d,
+                    .scale = spec->scale};
+  k_flash(cuda_of(be)->stream, &f);
+  return cuda_launched(be, "attention");
+}

@@ -1,0 +1,150 @@
+/* cuda.c: opening a device and the table of its operations. */
+#include "backend/cuda/cuda.h"
+#include "backend/registry.h"
+
+enum { COMPUTE_MIN = 80, WORKSPACE_BYTES = 32 << 20 /* what the library's best Hopper products ask for */ };
+
+static size_t reduce_bytes(void) {
+  return (K_DOT_PARTS + 1) * sizeof(double);
+}
+
+static void cuda_close(backend *be) {
+  cuda_state *c = be->impl;
+  if (!c) return;
+  if (c->stream) cudaStreamSynchronize(c->stream);
+  cuda_attention_close(be);
+  cuda_linear_close(be);
+  cuda_staging_close(be);
+  if (c->dnn) c->lib.cudnnDestroy(c->dnn);
+  if (c->lt) c->lib.cublasLtDestroy(c->lt);
+  if (c->workspace) cuda_mem_free(be, c->workspace, c->workspace_bytes);
+  if (c->reduce) cuda_mem_free(be, c->reduce, reduce_bytes());
+  if (c->reduce_host) cudaFreeHost(c->reduce_host);
+  if (c->stream) cudaStreamSynchronize(c->stream);
+  if (c->pool) cudaMemPoolDestroy(c->pool);
+  if (c->stream) cudaStreamDestroy(c->stream);
+  cuda_libraries_close(&c->lib);
+  core_free(be->ctx, c);
+  be->impl = NULL;
+}
+
+/* The current device, if it and the driver are recent enough. */
+static wan_status choose_device(backend *be) {
+  cuda_state *c = cuda_of(be);
+  int count = 0, major = 0, minor = 0, pools = 0;
+  cudaError_t e = cudaGetDeviceCount(&count);
+  if (e != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    return core_fail(be->ctx, WAN_ERR_BACKEND,
+                     "CUDA: no usable device: %s; install NVIDIA's driver, or choose --backend cpu",
+                     e == cudaSuccess ? "the driver lists none" : cudaGetErrorString(e));
+  }
+  CORE_TRY(cuda_check(be, cudaGetDevice(&c->device), "choosing a device"));
+  CORE_TRY(cuda_check(be, cudaSetDevice(c->device), "starting the device"));
+  CORE_TRY(cuda_check(be, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device),
+                      "asking the device"));
+  CORE_TRY(cuda_check(be, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c->device),
+                      "asking the device"));
+  CORE_TRY(cuda_check(be, cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, c->device),
+                      "asking the device"));
+  c->compute = 10 * major + minor;
+  if (c->compute < COMPUTE_MIN)
+    return core_fail(be->ctx, WAN_ERR_BACKEND,
+                     "CUDA: the device has compute capability %d.%d; 8.0 or newer is needed", major, minor);
+  if (!pools) return core_fail(be->ctx, WAN_ERR_BACKEND, "CUDA: the driver has no memory pools; update it");
+  return WAN_OK;
+}
+
+static wan_status make_pool(backend *be) {
+  cuda_state *c = cuda_of(be);
+  struct cudaMemPoolProps props = {.allocType = cudaMemAllocationTypePinned,
+                                   .handleTypes = cudaMemHandleTypeNone,
+                                   .location = {.type = cudaMemLocationTypeDevice, .id = c->device}};
+  uint64_t keep = UINT64_MAX;
+  CORE_TRY(cuda_check(be, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream"));
+  CORE_TRY(cuda_check(be, cudaMemPoolCreate(&c->pool, &props), "creating a memory pool"));
+  CORE_TRY(cuda_check(be, cudaMemPoolSetAttribute(c->pool, cudaMemPoolAttrReleaseThreshold, &keep),
+                      "setting up the memory pool"));
+  if (!(c->reduce = cuda_mem_alloc(be, reduce_bytes()))) return WAN_ERR_MEMORY;
+  if (!(c->workspace = cuda_mem_alloc(be, WORKSPACE_BYTES))) return WAN_ERR_MEMORY;
+  c->workspace_bytes = WORKSPACE_BYTES;
+  return cuda_check(be, cudaMallocHost((void **)&c->reduce_host, reduce_bytes()), "allocating pinned memory");
+}
+
+static wan_status open_libraries(backend *be) {
+  cuda_state *c = cuda_of(be);
+  char why[256];
+  CORE_TRY(cuda_libraries_open(be->ctx, &c->lib, why));
+  if (c->lib.cublasLtCreate(&c->lt) != CUBLAS_STATUS_SUCCESS)
+    return core_fail(be->ctx, WAN_ERR_BACKEND,
+                     "CUDA: cuBLAS does not start; check that its version matches the driver");
+  if (c->lib.dnn_library && (c->lib.cudnnCreate(&c->dnn) != CUDNN_STATUS_SUCCESS ||
+                             c->lib.cudnnSetStream(c->dnn, c->stream) != CUDNN_STATUS_SUCCESS)) {
+    if (c->dnn) c->lib.cudnnDestroy(c->dnn);
+    c->dnn = NULL;
+  }
+  if (!c->dnn)
+    core_log(be->ctx, WAN_LOG_NOTICE, "attention runs without cuDNN, slower: %s",
+             why[0] ? why : "it does not start");
+  return WAN_OK;
+}
+
+static const backend_ops cuda_ops = {
+    .name = "cuda",
+    .close = cuda_close,
+    .mem_alloc = cuda_mem_alloc,
+    .mem_free = cuda_mem_free,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .copy = cuda_copy,
+    .zero = cuda_zero,
+    .sync = cuda_sync,
+    .weight_load = cuda_weight_load,
+    .weight_unload = cuda_weight_unload,
+    .linear = cuda_linear,
+    .ada_norm = cuda_ada_norm,
+    .layer_norm = cuda_layer_norm,
+    .rms_norm = cuda_rms_norm,
+    .qk_norm_rope = cuda_qk_norm_rope,
+    .attention = cuda_attention,
+    .gate_add = cuda_gate_add,
+    .mul = cuda_mul,
+    .activate = cuda_activate,
+    .modulation = cuda_modulation,
+    .embed = cuda_embed,
+    .cast = cuda_cast,
+    .patchify = cuda_patchify,
+    .unpatchify = cuda_unpatchify,
+    .channel_norm = cuda_channel_norm,
+    .conv = cuda_conv,
+    .upsample_conv = cuda_upsample_conv,
+    .time_unshuffle = cuda_time_unshuffle,
+    .dup_up_add = cuda_dup_up_add,
+    .avg_down_add = cuda_avg_down_add,
+    .space_to_depth = cuda_space_to_depth,
+    .depth_to_space = cuda_depth_to_space,
+    .lincomb = cuda_lincomb,
+    .channel_affine = cuda_channel_affine,
+    .concat_channels = cuda_concat_channels,
+    .to_u8 = cuda_to_u8,
+    .all_finite = cuda_all_finite,
+    .dot = cuda_dot,
+};
+
+wan_status backend_cuda_open(backend *be, const backend_config *config) {
+  (void)config;
+  cuda_state *c = core_calloc(be->ctx, 1, sizeof *c);
+  if (!c) return WAN_ERR_MEMORY;
+  be->impl = c;
+  wan_status s = choose_device(be);
+  if (s == WAN_OK) s = make_pool(be);
+  if (s == WAN_OK) s = open_libraries(be);
+  if (s != WAN_OK) {
+    cuda_close(be);
+    return s;
+  }
+  be->ops = &cuda_ops;
+  be->host_memory = false;
+  be->threads = 1;
+  return WAN_OK;
+}

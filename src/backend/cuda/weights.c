@@ -1,0 +1,116 @@
+/* weights.c: from the file's bytes to the form the kernels want.
+ *
+ * The bytes travel as they are in the file and are converted on the device. Products take [out, in] rows
+ * in their role's dtype. Convolutions are repacked to [co, taps, ci] rows, channels innermost like the
+ * activations; in bf16 the channels are filled up with zeros to a multiple of 8, so that every row starts
+ * on 16 bytes. A vector has a bf16 twin behind it, which the library adds as a bias. */
+#include "backend/cuda/cuda.h"
+
+static size_t round_up(size_t n, size_t to) {
+  return (n + to - 1) / to * to;
+}
+
+int64_t cuda_conv_width(const backend *be, int64_t ci) {
+  return be->act == DT_BF16 ? (ci + 7) / 8 * 8 : ci;
+}
+
+static size_t vector_twin_offset(const weight *w) {
+  return round_up((size_t)tensor_count(&w->src) * sizeof(float), 16);
+}
+
+const void *cuda_vector_bf16(const weight *w) {
+  return w ? (const char *)w->data + vector_twin_offset(w) : NULL;
+}
+
+static int64_t conv_taps(const weight *w) {
+  if (w->role == WEIGHT_CONV_UP) return 16; /* four taps in each of four phases */
+  return tensor_count(&w->src) / (w->src.dim[0] * w->src.dim[1]);
+}
+
+/* The dtype and bytes of the loaded form. */
+static void loaded_form(const backend *be, const weight *w, dtype *type, size_t *bytes) {
+  size_t n = (size_t)tensor_count(&w->src);
+  *type = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32 ? DT_F32 : be->act;
+  *bytes = n * dtype_size(*type);
+  if (w->role == WEIGHT_VECTOR && be->act == DT_BF16) *bytes = vector_twin_offset(w) + 2 * n;
+  if (w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP)
+    *bytes = (size_t)(w->src.dim[0] * conv_taps(w) * cuda_conv_width(be, w->src.dim[1])) * dtype_size(*type);
+}
+
+/* From raw (device, the file's dtype) to data. */
+static wan_status arrange(backend *be, const weight *w, void *raw, void *data) {
+  cuda_state *c = cuda_of(be);
+  const int64_t n = tensor_count(&w->src);
+  k_data from = {raw, cuda_type(w->src.type)}, to = {data, cuda_type(w->type)};
+  if (w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP) {
+    void *wide = NULL;
+    if (w->src.type != DT_F32 && w->src.type != DT_BF16) { /* the packing kernels read these two */
+      if (!(wide = cuda_mem_alloc(be, (size_t)n * sizeof(float)))) return WAN_ERR_MEMORY;
+      k_convert(c->stream, from, (k_data){wide, K_F32}, n);
+      from = (k_data){wide, K_F32};
+    }
+    int co = (int)w->src.dim[0], ci = (int)w->src.dim[1], width = (int)cuda_conv_width(be, ci);
+    if (w->role == WEIGHT_CONV)
+      k_pack_conv(c->stream, from, to, co, ci, (int)conv_taps(w), width);
+    else
+      k_pack_up(c->stream, from, to, co, ci, width);
+    cuda_mem_free(be, wide, (size_t)n * sizeof(float));
+  } else {
+    k_convert(c->stream, from, to, n);
+  }
+  return cuda_launched(be, "converting weights");
+}
+
+static wan_status fill(backend *be, weight *w, void *data) {
+  cuda_state *c = cuda_of(be);
+  const size_t raw_bytes = tensor_bytes(&w->src);
+  bool packed = w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP;
+  if (w->src.type == w->type && !packed) {
+    CORE_TRY(cuda_upload_staged(be, data, w->src.data, raw_bytes));
+  } else {
+    void *raw = cuda_mem_alloc(be, raw_bytes);
+    if (!raw) return WAN_ERR_MEMORY;
+    wan_status s = cuda_upload_staged(be, raw, w->src.data, raw_bytes);
+    if (s == WAN_OK) s = arrange(be, w, raw, data);
+    cuda_mem_free(be, raw, raw_bytes);
+    CORE_TRY(s);
+  }
+  if (w->role != WEIGHT_VECTOR || be->act != DT_BF16) return WAN_OK;
+  k_convert(c->stream, (k_data){data, K_F32}, (k_data){(char *)data + vector_twin_offset(w), K_BF16},
+            tensor_count(&w->src));
+  return cuda_launched(be, "converting weights");
+}
+
+wan_status cuda_weight_load(backend *be, weight *w) {
+  const char *name = w->name ? w->name : "?";
+  if (!dtype_is_float(w->src.type))
+    return core_fail(be->ctx, WAN_ERR_UNSUPPORTED, "weight %s: a floating point dtype is needed, found %s",
+                     name, dtype_name(w->src.type));
+  if (!tensor_count(&w->src) || !w->src.data)
+    return core_fail(be->ctx, WAN_ERR_ARGUMENT, "weight %s has no data", name);
+  if (w->role == WEIGHT_TABLE) { /* stays in the file; op_embed fetches rows */
+    w->type = w->src.type;
+    w->data = w->src.data;
+    w->data_bytes = 0;
+    return WAN_OK;
+  }
+  size_t bytes = 0;
+  dtype type = DT_NONE;
+  loaded_form(be, w, &type, &bytes);
+  void *data = cuda_mem_alloc(be, bytes);
+  if (!data) return WAN_ERR_MEMORY;
+  w->type = type;
+  wan_status s = fill(be, w, data);
+  if (s != WAN_OK) {
+    cuda_mem_free(be, data, bytes);
+    w->type = DT_NONE;
+    return s;
+  }
+  w->data = data;
+  w->data_bytes = bytes;
+  return WAN_OK;
+}
+
+void cuda_weight_unload(backend *be, weight *w) {
+  if (w->data_bytes) cuda_mem_free(be, w->data, w->data_bytes);
+}
