@@ -5,7 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include "kernels.h"
+#include "backend/cuda/kernels/kernels.h"
 
 typedef __nv_bfloat16 bf16;
 

@@ -1,6 +1,6 @@
 /* elementwise.cu: one result for each element. A thread takes 8 elements in a row; pointers that are not
  * aligned to 16 bytes, and the last few elements, go one by one. */
-#include "common.cuh"
+#include "backend/cuda/kernels/common.cuh"
 
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>

@@ -5,7 +5,7 @@
  * 64 at a time, the next tile on its way while this one is used. Scores live in registers as mma.m16n8k16
  * leaves them; the running maximum and sum of a row are kept by the four threads that share it. Shared rows
  * are 16-byte groups, group g of row r stored at g ^ (r % 8), so that ldmatrix meets no bank twice. */
-#include "common.cuh"
+#include "backend/cuda/kernels/common.cuh"
 
 namespace {
 

@@ -1,7 +1,7 @@
 /* gemm.cu: matrix products and convolutions in plain f32 arithmetic, for every shape and dtype. They are
  * what f32 precision convolves with, and what runs where the library has no kernel. A block of 256 threads
  * makes a tile of 64 x 64 results, 4 x 4 a thread, 16 terms at a time through shared memory. */
-#include "common.cuh"
+#include "backend/cuda/kernels/common.cuh"
 
 #include <type_traits>
 

@@ -4,7 +4,7 @@
  * values each, so that memory is read once. Rows that are too long, or not made of aligned groups of 8,
  * take the plain form, one block a row, which reads the row once for each pass. Variances are taken
  * around a first mean and corrected by what that mean is off, so that a row of large equal values gives 0. */
-#include "common.cuh"
+#include "backend/cuda/kernels/common.cuh"
 
 namespace {
 

@@ -1,6 +1,6 @@
 /* shuffle.cu: rearrangements and the parameter-free shortcuts of the VAE. A thread makes one output
  * element, or eight neighbouring channels where they come from eight neighbouring channels. */
-#include "common.cuh"
+#include "backend/cuda/kernels/common.cuh"
 
 namespace {
 
