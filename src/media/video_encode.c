@@ -30,6 +30,7 @@ struct av_encoder {
   char *metadata;
   video_format format;
   int width, height, crf;
+  bool started;          /* header written, trailer not */
   AVRational frame_time; /* seconds a frame */
   int64_t frames;
   AVFormatContext *muxer;
@@ -165,6 +166,7 @@ static wan_status start_stream(core_ctx *ctx, av_encoder *e) {
   if (code >= 0 && e->format == VIDEO_MP4) code = av_dict_set(&options, "movflags", "+faststart", 0);
   if (code >= 0) code = avformat_write_header(e->muxer, &options);
   av_dict_free(&options);
+  e->started = code >= 0;
   return code < 0 ? av_fail(ctx, e, "can't write", code) : WAN_OK;
 }
 
@@ -318,6 +320,7 @@ static wan_status flush(core_ctx *ctx, av_encoder *e) {
     CORE_TRY(drain_graph(ctx, e));
   }
   CORE_TRY(encode(ctx, e, NULL));
+  e->started = false;
   int code = av_write_trailer(e->muxer);
   if (code >= 0) code = e->muxer->pb->error;
   int closed = avio_closep(&e->muxer->pb);
@@ -334,6 +337,8 @@ wan_status av_encoder_finish(core_ctx *ctx, av_encoder *e) {
 }
 
 void av_encoder_close(core_ctx *ctx, av_encoder *e) {
+  /* FFmpeg 5.1's GIF muxer frees the packet that it holds back nowhere else. */
+  if (e->started && e->format == VIDEO_GIF) av_write_trailer(e->muxer);
   if (e->muxer) avio_closep(&e->muxer->pb);
   avformat_free_context(e->muxer);
   avcodec_free_context(&e->codec);
