@@ -6,5 +6,5 @@ cd "$(dirname "$0")/../.."
 cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=clang \
   -DCMAKE_CXX_COMPILER=clang++ -DWAN_FUZZ=ON -DWAN_TESTS=OFF -DWAN_ONEDNN=OFF -DWAN_CURL=OFF \
   -DWAN_CUDA=OFF -DWAN_FUZZ_RUNS="${FUZZ_RUNS:-20000}" >/dev/null
-cmake --build build/fuzz -j "${JOBS:-$(nproc)}"
+cmake --build build/fuzz --target fuzzers -j "${JOBS:-$(nproc)}"
 ctest --test-dir build/fuzz -R '^fuzz/' --no-tests=error --output-on-failure
