@@ -1,6 +1,7 @@
-/* video_gif.c: the comment of a GIF file. FFmpeg neither writes nor reads it, so this walks the file's
- * blocks (GIF89a specification): header, then extensions (0x21) and images (0x2c), then the trailer (0x3b).
- * Extension and image data are chains of sub-blocks: a length byte, that many bytes, 0 ends the chain.
+/* video_gif.c: the comment of a GIF file. FFmpeg does not write one, and reads one at the end only after all
+ * frames, so this walks the file's blocks itself (GIF89a specification): header, then extensions (0x21) and
+ * images (0x2c), then the trailer (0x3b). Extension and image data are chains of sub-blocks: a length byte,
+ * that many bytes, 0 ends the chain.
  */
 #include "media/internal.h"
 

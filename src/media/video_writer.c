@@ -78,6 +78,10 @@ static wan_status check_params(core_ctx *ctx, const video_params *p) {
   if (!(p->fps > 0) || p->fps > 1000)
     return core_fail(ctx, WAN_ERR_ARGUMENT, "%s: %g frames a second, expected more than 0 and up to 1000",
                      p->path, p->fps);
+  int coarsest = p->format == VIDEO_WEBM ? 63 : 51; /* the scales of VP9 and AV1, and of H.264 */
+  if (p->crf < -1 || p->crf > coarsest)
+    return core_fail(ctx, WAN_ERR_ARGUMENT, "%s: crf %d, expected 0 (best) to %d, or -1 for the default",
+                     p->path, p->crf, coarsest);
   bool halved = p->format == VIDEO_MP4 || p->format == VIDEO_WEBM;
   if (halved && (p->width % 2 || p->height % 2))
     return core_fail(ctx, WAN_ERR_ARGUMENT,

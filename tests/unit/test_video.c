@@ -213,6 +213,10 @@ static void bad_parameters(void **state) {
     video_params p = {in_dir(f, "a.mp4"), VIDEO_MP4, bad[i].width, bad[i].height, bad[i].fps, -1, NULL};
     assert_int_not_equal(write_video(&f->ctx, &p, 1), WAN_OK);
   }
+  for (int crf = -2; crf <= 52; crf += 54) {
+    video_params p = {in_dir(f, "a.mp4"), VIDEO_MP4, W, H, 24, crf, NULL};
+    assert_int_equal(write_video(&f->ctx, &p, 1), WAN_ERR_ARGUMENT);
+  }
   assert_int_equal(entries(f->dir), 0);
 }
 
