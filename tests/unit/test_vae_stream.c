@@ -12,7 +12,7 @@
 
 #include "vae/vae.h"
 
-enum { H = 4, W = 6 };
+enum { H = 2, W = 3 };
 
 typedef struct fixture {
   core_ctx ctx;
