@@ -119,6 +119,35 @@ static void test_official(void **state) {
   }
 }
 
+/* Both autoencoders lie in the folder: the kind of model decides. */
+static void test_vae_choice(void **state) {
+  (void)state;
+  static const char *const files[] = {"config.json", "diffusion_pytorch_model.safetensors.index.json",
+                                      "diffusion_pytorch_model-00001-of-00003.safetensors",
+                                      "diffusion_pytorch_model-00002-of-00003.safetensors",
+                                      "diffusion_pytorch_model-00003-of-00003.safetensors"};
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    char from[512], to[64];
+    snprintf(from, sizeof from, FIXTURES "ti2v/%s", files[i]);
+    snprintf(to, sizeof to, "v/%s", files[i]);
+    assert_int_equal(symlink(from, scratch_path(&dir, to)), 0);
+  }
+  scratch_text(&dir, "v/Wan2.1_VAE.pth", "");
+  scratch_text(&dir, "v/Wan2.2_VAE.pth", "");
+  model_dir m;
+  open_ok(scratch_path(&dir, "v"), &m);
+  assert_string_equal(m.family, "ti2v");
+  assert_non_null(strstr(m.part[MODEL_VAE], "Wan2.2_VAE.pth"));
+  model_dir_close(&ctx, &m);
+  unlink(scratch_path(&dir, "v/config.json")); /* without it the shapes tell */
+  open_ok(scratch_path(&dir, "v"), &m);
+  assert_string_equal(m.family, "ti2v");
+  model_dir_close(&ctx, &m);
+  unlink(scratch_path(&dir, "v/diffusion_pytorch_model-00002-of-00003.safetensors"));
+  assert_int_equal(model_dir_open(&ctx, scratch_path(&dir, "v"), &m), WAN_ERR_IO);
+  assert_non_null(strstr(ctx.message, "00002-of-00003.safetensors: the shard is missing"));
+}
+
 /* Write the tensors of a fixture under another family's names. */
 static void convert(const char *from, weight_kind kind, const char *family, const char *to) {
   static char names[600][NAMES_MAX];
@@ -361,10 +390,15 @@ static void test_allocation_failures(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_config),         cmocka_unit_test(test_official),
-      cmocka_unit_test(test_diffusers),      cmocka_unit_test(test_mlx),
-      cmocka_unit_test(test_refused),        cmocka_unit_test(test_not_a_model),
-      cmocka_unit_test(test_official_sizes), cmocka_unit_test(test_allocation_failures),
+      cmocka_unit_test(test_config),
+      cmocka_unit_test(test_official),
+      cmocka_unit_test(test_vae_choice),
+      cmocka_unit_test(test_diffusers),
+      cmocka_unit_test(test_mlx),
+      cmocka_unit_test(test_refused),
+      cmocka_unit_test(test_not_a_model),
+      cmocka_unit_test(test_official_sizes),
+      cmocka_unit_test(test_allocation_failures),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -179,6 +179,59 @@ static void test_finish(void **state) {
   weight_set_close(set);
 }
 
+/* Write tensors of four floats under these names and open the file. */
+static wan_status open_names(weight_kind kind, const char *const *names, int n, weight_set **set) {
+  named_tensor t[8];
+  for (int i = 0; i < n; i++) t[i] = (named_tensor){names[i], TENSOR_OF(DT_F32, two, 4)};
+  const char *path = scratch_path(&dir, "names.safetensors");
+  assert_int_equal(safetensors_write(&ctx, path, n, t, NULL), WAN_OK);
+  return weight_set_open(&ctx, path, kind, set);
+}
+
+static void test_foreign_names(void **state) {
+  (void)state;
+  weight_set *set;
+  weight w;
+  static const char *const comfy[] = {"model.diffusion_model.head.modulation",
+                                      "model.diffusion_model.head.head.bias"};
+  assert_int_equal(open_names(WEIGHTS_DIT, comfy, 2, &set), WAN_OK);
+  assert_string_equal(weight_set_family(set), "official");
+  assert_string_equal(weight_set_name(set, 0), "head.modulation");
+  weight_set_close(set);
+
+  static const char *const diffusers[] = {"condition_embedder.time_proj.bias", "proj_out.bias",
+                                          "rope.freqs_cos"};
+  assert_int_equal(open_names(WEIGHTS_DIT, diffusers, 3, &set), WAN_OK);
+  assert_string_equal(weight_set_family(set), "diffusers");
+  assert_int_equal(weight_set_count(set), 2); /* without the rotary table */
+  assert_int_equal(weight_set_bind(set, &w, WEIGHT_VECTOR, WEIGHT_DIMS(5), "head.head.bias"), WAN_ERR_FORMAT);
+  assert_non_null(
+      strstr(ctx.message, "head.head.bias (stored as proj_out.bias) has the shape [4], expected [5]"));
+  weight_set_close(set);
+
+  static const char *const text[] = {"encoder.block.0.layer.0.layer_norm.weight",
+                                     "encoder.embed_tokens.weight", "shared.weight", "spiece_model"};
+  assert_int_equal(open_names(WEIGHTS_TEXT, text, 4, &set), WAN_OK);
+  assert_int_equal(weight_set_count(set), 2); /* one table of the two, no tokenizer */
+  assert_int_equal(weight_set_find(set, "token_embedding.weight").type, DT_F32);
+  weight_set_close(set);
+  assert_int_equal(open_names(WEIGHTS_TEXT, text, 2, &set), WAN_OK); /* the second name alone will do */
+  assert_int_equal(weight_set_find(set, "token_embedding.weight").type, DT_F32);
+  weight_set_close(set);
+
+  static const char *const clash[] = {"condition_embedder.time_proj.bias", "time_projection.1.bias"};
+  assert_int_equal(open_names(WEIGHTS_DIT, clash, 2, &set), WAN_ERR_FORMAT);
+  assert_non_null(strstr(ctx.message, "(as condition_embedder.time_proj.bias)"));
+  static const char *const scaled[] = {"blocks.0.ffn.0.weight", "blocks.0.ffn.0.scale_weight"};
+  assert_int_equal(open_names(WEIGHTS_DIT, scaled, 2, &set), WAN_ERR_UNSUPPORTED);
+  assert_non_null(strstr(ctx.message, "blocks.0.ffn.0.scale_weight"));
+  char longest[400];
+  memset(longest, 'n', sizeof longest);
+  longest[399] = 0;
+  const char *const one_long[] = {longest};
+  assert_int_equal(open_names(WEIGHTS_DIT, one_long, 1, &set), WAN_ERR_FORMAT);
+}
+
 /* A backend that copies (or, with copy off, uses in place) and counts. */
 typedef struct counter {
   int loads, unloads, fail_at;
@@ -199,6 +252,15 @@ static void fake_unload(backend *be, weight *w) {
   counter *c = be->impl;
   c->unloads++;
   if (w->data_bytes) core_free(be->ctx, w->data);
+}
+
+/* Is the page in the middle of this range mapped into the process now? -1: the system does not say. */
+static int is_mapped(const void *p, size_t bytes) {
+  uint64_t entry = 0, page = ((uintptr_t)p + bytes / 2) / (uint64_t)sysconf(_SC_PAGESIZE);
+  FILE *f = fopen("/proc/self/pagemap", "rb");
+  bool ok = f && fseek(f, (long)(page * 8), SEEK_SET) == 0 && fread(&entry, 8, 1, f) == 1;
+  if (f) fclose(f);
+  return ok ? (int)(entry >> 63) : -1;
 }
 
 static void test_residency(void **state) {
@@ -232,7 +294,9 @@ static void test_residency(void **state) {
   weight_group_release(&be, &g, RESIDENCY_STREAM);
   assert_int_equal(c.unloads, 3);
   assert_null(w[0].data);
-  assert_memory_equal(w[2].src.data, large, sizeof large); /* dropped pages are read again */
+  assert_int_not_equal(is_mapped(w[2].src.data, sizeof large), 1); /* handed back after the copy */
+  assert_memory_equal(w[2].src.data, large, sizeof large);         /* and read again */
+  assert_int_not_equal(is_mapped(w[2].src.data, sizeof large), 0);
 
   assert_int_equal(weight_group_acquire(&be, &g), WAN_OK);
   weight_group_release(&be, &g, RESIDENCY_KEEP);
@@ -249,6 +313,8 @@ static void test_residency(void **state) {
   assert_int_equal(weight_group_acquire(&be, &g), WAN_OK); /* in place */
   weight_group_release(&be, &g, RESIDENCY_STREAM);
   assert_int_equal(c.unloads, 3);
+  assert_int_not_equal(is_mapped(w[2].src.data, sizeof large),
+                       0); /* nothing was copied, nothing is dropped */
 
   weight_group full = {0};
   for (int i = 0; i <= WEIGHT_GROUP_MAX; i++) weight_group_add(&full, &w[0]);
@@ -274,10 +340,15 @@ static void test_allocation_failures(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_shards),    cmocka_unit_test(test_bad_index),
-      cmocka_unit_test(test_twice),     cmocka_unit_test(test_empty_directory),
-      cmocka_unit_test(test_bind),      cmocka_unit_test(test_finish),
-      cmocka_unit_test(test_residency), cmocka_unit_test(test_allocation_failures),
+      cmocka_unit_test(test_shards),
+      cmocka_unit_test(test_bad_index),
+      cmocka_unit_test(test_twice),
+      cmocka_unit_test(test_empty_directory),
+      cmocka_unit_test(test_bind),
+      cmocka_unit_test(test_finish),
+      cmocka_unit_test(test_residency),
+      cmocka_unit_test(test_foreign_names),
+      cmocka_unit_test(test_allocation_failures),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
