@@ -62,44 +62,59 @@ static char *with_dashes(const struct poptOption *table, const char *arg) {
   return copy;
 }
 
-static int keep(cli_args *args, int id, const struct poptOption *option, poptContext con) {
-  char *value = poptGetOptArg(con);
-  if (!value && !(value = strdup(""))) return cli_fail(EXIT_ERROR, "out of memory");
-  if (id == OPT_FRAME_IMAGE) {
-    if (args->frame_image_count == CLI_FRAMES_MAX) {
-      free(value);
-      return cli_fail(EXIT_USAGE, "--frame-image: at most %d are possible", CLI_FRAMES_MAX);
-    }
-    args->frame_image[args->frame_image_count++] = value;
+static const struct poptOption *find_value(const struct poptOption *table, int id) {
+  for (; table->longName || table->shortName || table->arg; table++) {
+    bool group = (table->argInfo & POPT_ARG_MASK) == POPT_ARG_INCLUDE_TABLE;
+    const struct poptOption *found = group ? find_value(table->arg, id) : table->val == id ? table : NULL;
+    if (found) return found;
+  }
+  return NULL;
+}
+
+/* An option that is accepted for the sake of official command lines: remembered once, by name. */
+static void note(cli_args *args, const char *name) {
+  for (int i = 0; i < args->noted_count; i++)
+    if (strcmp(args->noted[i], name) == 0) return;
+  if (args->noted_count < (int)(sizeof args->noted / sizeof *args->noted))
+    args->noted[args->noted_count++] = name;
+}
+
+/* Takes the value over. */
+static int keep(cli_args *args, const cli_command *command, int id, char *value) {
+  if (id >= OPT_NOTED) {
+    free(value);
+    note(args, find_value(command->options, id)->longName);
     return EXIT_FINE;
   }
-  bool noted = id == OPT_IGNORED || id == OPT_EXTEND || id == OPT_OTHER_TASK || id == OPT_ULYSSES;
-  if (noted && option && args->noted_count < 32) args->noted[args->noted_count++] = option->longName;
-  free(args->value[id]);
-  args->value[id] = value;
+  if (!value && !(value = strdup(""))) return cli_fail(EXIT_ERROR, "out of memory");
+  if (id != OPT_FRAME_IMAGE) {
+    free(args->value[id]);
+    args->value[id] = value;
+    return EXIT_FINE;
+  }
+  if (args->frame_image_count == CLI_FRAMES_MAX) {
+    free(value);
+    return cli_fail(EXIT_USAGE, "--frame-image: at most %d are possible", CLI_FRAMES_MAX);
+  }
+  args->frame_image[args->frame_image_count++] = value;
   return EXIT_FINE;
 }
 
 static int read_options(const cli_command *command, poptContext con, cli_args *args) {
   int id, code = EXIT_FINE;
-  while (code == EXIT_FINE && (id = poptGetNextOpt(con)) > 0) {
-    const char *written = poptBadOption(con, 0); /* the option just read, as it was written */
-    const struct poptOption *option = NULL;
-    if (written && strncmp(written, "--", 2) == 0)
-      option = find_option(command->options, written + 2, strcspn(written + 2, "="));
-    code = keep(args, id, option, con);
-  }
+  while (code == EXIT_FINE && (id = poptGetNextOpt(con)) > 0)
+    code = keep(args, command, id, poptGetOptArg(con));
   if (code == EXIT_FINE && id < -1)
     code = cli_fail(EXIT_USAGE, "%s: %s; try: wan %s --help", poptBadOption(con, POPT_BADOPTION_NOALIAS),
                     poptStrerror(id), command->name);
   const char **rest = code == EXIT_FINE ? poptGetArgs(con) : NULL;
   for (; rest && *rest && code == EXIT_FINE; rest++) {
-    if (args->rest_count == CLI_REST_MAX) {
+    if (args->rest_count == CLI_REST_MAX)
       code = cli_fail(EXIT_USAGE, "unexpected argument: %s", *rest);
-    } else if (!(args->rest[args->rest_count++] = strdup(*rest))) {
+    else if (!(args->rest[args->rest_count++] = strdup(*rest)))
       code = cli_fail(EXIT_ERROR, "out of memory");
-    }
   }
+  if (args->value[OPT_ULYSSES] && strcmp(args->value[OPT_ULYSSES], "1") != 0) note(args, "ulysses-size");
   return code;
 }
 

@@ -70,9 +70,6 @@ typedef enum option_id {
   /* the official command line */
   OPT_TASK,
   OPT_ULYSSES,
-  OPT_IGNORED,
-  OPT_EXTEND,
-  OPT_OTHER_TASK,
   /* other commands */
   OPT_JSON,
   OPT_IN,
@@ -82,7 +79,8 @@ typedef enum option_id {
   OPT_AREA,
   OPT_INDEX,
   OPT_REPEAT,
-  OPT_COUNT
+  OPT_COUNT,
+  OPT_NOTED = 1000 /* and up, one each: accepted without effect */
 } option_id;
 
 enum { CLI_REST_MAX = 4, CLI_FRAMES_MAX = 64, CLI_LIST_MAX = 1000 };
@@ -94,7 +92,7 @@ typedef struct cli_args {
   int frame_image_count;
   char *rest[CLI_REST_MAX]; /* arguments that are no options */
   int rest_count;
-  const char *noted[32]; /* options that make no sense here, as they were written */
+  const char *noted[32]; /* options without effect that were given */
   int noted_count;
 } cli_args;
 

@@ -33,14 +33,7 @@ typedef struct job {
 /* ---- The official command line ---- */
 
 static void note_ignored(const cli_args *args) {
-  for (int i = 0; i < args->noted_count; i++) {
-    bool seen = false;
-    for (int k = 0; k < i; k++) seen |= args->noted[k] == args->noted[i];
-    const char *ulysses = args->value[OPT_ULYSSES];
-    if (seen || (strcmp(args->noted[i], "ulysses-size") == 0 && ulysses && strcmp(ulysses, "1") == 0))
-      continue;
-    cli_note("--%s has no effect here", args->noted[i]);
-  }
+  for (int i = 0; i < args->noted_count; i++) cli_note("--%s has no effect here", args->noted[i]);
 }
 
 /* The task of a Wan2.1 or Wan2.2 command line against what the directory holds. */

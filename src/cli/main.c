@@ -23,7 +23,7 @@ static int help(const char *about) {
   }
   printf("wan %s: video generation with Wan2.2\n\nUsage: wan COMMAND [options]\n\n", wan_version());
   for (int i = 0; i < COMMANDS; i++)
-    printf("  %-9s %.*s\n", commands[i]->name, (int)strcspn(commands[i]->summary, "\n"),
+    printf("  %-9s %.*s\n", commands[i]->name, (int)strcspn(commands[i]->summary, ":.\n"),
            commands[i]->summary);
   printf("  %-9s %s\n  %-9s %s\n\nwan help COMMAND shows a command's options.\n", "help",
          "Show this, or a command's help.", "version", "Print the version.");

@@ -1,6 +1,8 @@
 /* latent.c: reading, writing and drawing latents. */
 #include "pipeline/latent.h"
 
+#include <string.h>
+
 #include "core/rng.h"
 
 void channels_last(const float *in, int64_t C, int64_t n, float *out) {
@@ -13,12 +15,28 @@ void channels_first(const float *in, int64_t C, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i++) out[c * n + i] = in[i * C + c];
 }
 
+/* The file may keep them unaligned. */
+static void integers_to_f32(tensor t, float *out, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    int64_t wide;
+    int32_t narrow;
+    if (t.type == DT_I64) {
+      memcpy(&wide, (const char *)t.data + i * sizeof wide, sizeof wide);
+      out[i] = (float)wide;
+    } else {
+      memcpy(&narrow, (const char *)t.data + i * sizeof narrow, sizeof narrow);
+      out[i] = (float)narrow;
+    }
+  }
+}
+
 wan_status latent_read(core_ctx *ctx, const safetensors *file, const char *path, const char *name, int ndim,
                        const int64_t *dim, tensor *out) {
   *out = (tensor){0};
   tensor t = safetensors_find(file, name);
   if (t.type == DT_NONE) return core_fail(ctx, WAN_ERR_FORMAT, "%s: has no tensor \"%s\"", path, name);
-  bool fits = t.ndim == ndim && (dtype_is_float(t.type) || t.type == DT_F64);
+  bool whole = t.type == DT_I32 || t.type == DT_I64; /* timesteps are often stored as integers */
+  bool fits = t.ndim == ndim && (dtype_is_float(t.type) || t.type == DT_F64 || whole);
   for (int i = 0; fits && i < ndim; i++) fits = dim[i] < 0 ? t.dim[i] >= 1 : t.dim[i] == dim[i];
   if (!fits) {
     char want[96], found[96];
@@ -30,7 +48,10 @@ wan_status latent_read(core_ctx *ctx, const safetensors *file, const char *path,
   size_t n = (size_t)tensor_count(&t);
   float *data = core_alloc(ctx, n * sizeof *data);
   if (!data) return WAN_ERR_MEMORY;
-  convert_to_f32(t.type, t.data, data, n);
+  if (whole)
+    integers_to_f32(t, data, n);
+  else
+    convert_to_f32(t.type, t.data, data, n);
   *out = tensor_of(DT_F32, data, t.ndim, t.dim);
   return WAN_OK;
 }
