@@ -245,6 +245,7 @@ static wan_status fake_load(backend *be, weight *w) {
   w->type = w->src.type;
   w->data = c->copy ? core_alloc(be->ctx, tensor_bytes(&w->src)) : w->src.data;
   w->data_bytes = c->copy ? tensor_bytes(&w->src) : 0;
+  if (c->copy) memcpy(w->data, w->src.data, w->data_bytes);
   return WAN_OK;
 }
 
