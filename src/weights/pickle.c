@@ -83,7 +83,7 @@ static wan_status refuse_global(const machine *m, const char *module, size_t m_s
   return core_fail(
       m->ctx, WAN_ERR_FORMAT,
       "%s: the pickle refers to %s.%s, which is refused: only tensors, dicts, lists, numbers and "
-      "strings are read. Do not open this file with anything that runs pickles",
+      "strings are read; save a plain state dict",
       m->path, a, b);
 }
 

@@ -95,6 +95,17 @@ static wan_status find_prefix(archive *a) {
   return WAN_OK;
 }
 
+static wan_status require_stored(const archive *a) {
+  for (int64_t i = 0; i < a->zip.count; i++)
+    if (!a->zip.item[i].stored)
+      return core_fail(
+          a->file->ctx, WAN_ERR_UNSUPPORTED,
+          "%s: the entry %.200s is compressed or encrypted; torch.save() stores entries as they are, "
+          "and only that is supported",
+          a->file->path, a->zip.item[i].name);
+  return WAN_OK;
+}
+
 static wan_status check_byte_order(const archive *a) {
   const zip_entry *e = entry_of(a, "byteorder", 9);
   if (!e || (e->size == 6 && memcmp(e->data, "little", 6) == 0)) return WAN_OK;
@@ -230,6 +241,7 @@ wan_status pth_open(core_ctx *ctx, const char *path, pth **out) {
   if (status == WAN_OK) status = check_magic(p);
   if (status == WAN_OK) status = zip_open(ctx, path, p->map, &a.zip);
   if (status == WAN_OK) status = find_prefix(&a);
+  if (status == WAN_OK) status = require_stored(&a);
   if (status == WAN_OK) status = check_byte_order(&a);
   if (status == WAN_OK) status = read_pickle(&a);
   if (status == WAN_OK) status = read_state(&a);

@@ -144,11 +144,8 @@ static wan_status read_entry(const reader *r, uint64_t *at, zip_entry *e) {
   if (memchr(p + CENTRAL_SIZE, 0, name)) return damaged(r, "a name with a zero byte", *at);
   e->name = core_asprintf(r->ctx, "%.*s", (int)name, (const char *)p + CENTRAL_SIZE);
   if (!e->name) return WAN_ERR_MEMORY;
-  if (method != 0 || packed != e->size || (flags & 1))
-    return core_fail(r->ctx, WAN_ERR_UNSUPPORTED,
-                     "%s: the entry %.200s is %s; torch.save() stores entries as they are, and only that is "
-                     "supported",
-                     r->path, e->name, flags & 1 ? "encrypted" : "compressed");
+  e->stored = method == 0 && packed == e->size && !(flags & 1);
+  e->size = packed;
   CORE_TRY(locate(r, e, name));
   *at += CENTRAL_SIZE + name + extra + comment;
   return WAN_OK;

@@ -8,8 +8,9 @@
 typedef struct zip_entry {
   char *name;
   const unsigned char *data; /* in the mapping */
-  uint64_t size;
-  uint64_t begin, end; /* bytes of the file: local header and data */
+  uint64_t size;             /* bytes in the file */
+  bool stored;               /* as they are: neither compressed nor encrypted */
+  uint64_t begin, end;       /* bytes of the file: local header and data */
 } zip_entry;
 
 typedef struct zip_directory {
@@ -17,8 +18,7 @@ typedef struct zip_directory {
   int64_t count;
 } zip_directory;
 
-/* path is for messages only. Every entry must be stored (not compressed, not encrypted) and inside the
- * file; entries can't overlap, names are unique. */
+/* path is for messages only. Every entry is inside the file; entries don't overlap, names are unique. */
 wan_status zip_open(core_ctx *ctx, const char *path, core_map map, zip_directory *out);
 void zip_close(core_ctx *ctx, zip_directory *zip);
 /* NULL when absent. */
