@@ -48,6 +48,7 @@ foreach(dir ${room_dirs})
   list(APPEND wan_sources ${found})
 endforeach()
 
+include(cmake/cpu_kernels.cmake)
 add_library(wan_objects OBJECT ${wan_sources})
 target_include_directories(wan_objects PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_compile_definitions(wan_objects PUBLIC ${wan_defs})

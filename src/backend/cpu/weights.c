@@ -1,0 +1,217 @@
+/* weights.c: from the file's dtype and order to what the operations use. A matrix stays [out, in]
+ * and is used where it lies when its dtype fits; convolution kernels are packed by oneDNN. Conversion
+ * goes chunk by chunk, so there is never a second copy of a large tensor. */
+#include "backend/cpu/cpu.h"
+
+#include <string.h>
+
+enum { CHUNK = 4096 };
+
+static bool aligned(const void *p, dtype type) {
+  return (uintptr_t)p % dtype_size(type) == 0;
+}
+
+static void widen_f8(dtype from, const uint8_t *src, float *dst, int64_t n) {
+  float value[256];
+  for (int i = 0; i < 256; i++)
+    value[i] = from == DT_F8E4M3 ? f8e4m3_to_f32((uint8_t)i) : f8e5m2_to_f32((uint8_t)i);
+  for (int64_t i = 0; i < n; i++) dst[i] = value[src[i]];
+}
+
+void cpu_widen(dtype from, const void *src, float *dst, int64_t n) {
+  _Alignas(8) char copy[8 * 512];
+  if (from == DT_F8E4M3 || from == DT_F8E5M2) {
+    widen_f8(from, src, dst, n);
+  } else if (aligned(src, from)) {
+    convert_to_f32(from, src, dst, (size_t)n);
+  } else {
+    size_t size = dtype_size(from);
+    for (int64_t at = 0; at < n; at += 512) {
+      int64_t m = n - at < 512 ? n - at : 512;
+      memcpy(copy, (const char *)src + (size_t)at * size, (size_t)m * size);
+      convert_to_f32(from, copy, dst + at, (size_t)m);
+    }
+  }
+}
+
+/* All n elements of src as F32 or BF16. */
+static void convert_all(backend *be, dtype from, const void *src, dtype to, void *dst, int64_t n) {
+  const cpu_rows *k = cpu_of(be)->isa.rows;
+#pragma omp parallel for num_threads(be->threads) if (n > 4 * CHUNK)
+  for (int64_t at = 0; at < n; at += CHUNK) {
+    int64_t m = n - at < CHUNK ? n - at : CHUNK;
+    const char *p = (const char *)src + (size_t)at * dtype_size(from);
+    char *q = (char *)dst + (size_t)at * dtype_size(to);
+    float wide[CHUNK];
+    if (from == to) {
+      memcpy(q, p, (size_t)m * dtype_size(to));
+    } else if (to == DT_F32) {
+      cpu_widen(from, p, (float *)(void *)q, m);
+    } else {
+      cpu_widen(from, p, wide, m);
+      k->to_bf16(wide, (uint16_t *)(void *)q, m);
+    }
+  }
+}
+
+/* w->data in the given dtype and the file's order: the source itself, or a converted copy. */
+static wan_status load_plain(backend *be, weight *w, dtype type) {
+  w->type = type;
+  w->data_bytes = 0;
+  if (w->src.type == type && aligned(w->src.data, type)) {
+    w->data = w->src.data;
+    return WAN_OK;
+  }
+  int64_t n = tensor_count(&w->src);
+  void *data = core_alloc(be->ctx, (size_t)n * dtype_size(type));
+  if (!data) return WAN_ERR_MEMORY;
+  convert_all(be, w->src.type, w->src.data, type, data, n);
+  w->data = data;
+  w->data_bytes = (size_t)n * dtype_size(type);
+  return WAN_OK;
+}
+
+/* ---- Convolution kernels ---- */
+
+static conv_geometry kernel_geometry(const weight *w, dtype type) {
+  const tensor *s = &w->src;
+  int64_t kt = s->ndim == 5 ? s->dim[2] : 1, kh = s->dim[s->ndim - 2], kw = s->dim[s->ndim - 1];
+  enum { SIDE = 64 }; /* a picture size to choose the layout by; other sizes may cause one repacking */
+  conv_geometry g;
+  memset(&g, 0, sizeof g);
+  g.type = type;
+  g.Co = s->dim[0];
+  g.Ci = s->dim[1];
+  g.kt = kt;
+  g.kh = kh;
+  g.kw = kw;
+  g.T = kt;
+  g.To = 1;
+  g.H = g.Ho = g.W = g.Wo = SIDE;
+  g.stride_t = g.stride_h = g.stride_w = 1;
+  g.pad_top = (kh - 1) / 2;
+  g.pad_bottom = kh - 1 - g.pad_top;
+  g.pad_left = (kw - 1) / 2;
+  g.pad_right = kw - 1 - g.pad_left;
+  return g;
+}
+
+/* Replicating pixels 2x2 and then taking a 3x3 kernel sees each source pixel through several taps at
+ * once. Output rows 2i+a read source rows i-1+a and i+a: with taps w0 | w1+w2 for a = 0, w0+w1 | w2 for
+ * a = 1; columns likewise. The sums are formed in f32 from the file's values and rounded once, so they
+ * are as exact as single rounded taps are. n kernels [3][3] -> [2][2]. */
+static void fold_taps(const float *taps, int64_t n, int a, int b, float *out) {
+  for (int64_t i = 0; i < n; i++, taps += 9, out += 4)
+    for (int r = 0; r < 2; r++)
+      for (int c = 0; c < 2; c++) {
+        /* source row r collects taps [r ? 1+a : 0, r ? 3 : 1+a) */
+        float sum = 0;
+        for (int y = r ? 1 + a : 0; y < (r ? 3 : 1 + a); y++)
+          for (int x = c ? 1 + b : 0; x < (c ? 3 : 1 + b); x++) sum += taps[y * 3 + x];
+        out[r * 2 + c] = sum;
+      }
+}
+
+static wan_status pack_up(backend *be, const weight *w, cpu_conv_weight *cw) {
+  enum { GROUP = 64 }; /* kernels widened at a time */
+  const cpu_rows *k = cpu_of(be)->isa.rows;
+  int64_t n = w->src.dim[0] * w->src.dim[1];
+  size_t size = dtype_size(cw->type);
+  char *folded = core_alloc(be->ctx, (size_t)n * 4 * size);
+  wan_status s = folded ? WAN_OK : WAN_ERR_MEMORY;
+  for (int phase = 0; phase < 4 && s == WAN_OK; phase++) {
+#pragma omp parallel for num_threads(be->threads)
+    for (int64_t i = 0; i < n; i += GROUP) {
+      int64_t m = n - i < GROUP ? n - i : GROUP;
+      float taps[GROUP * 9], sums[GROUP * 4];
+      cpu_widen(w->src.type, (const char *)w->src.data + (size_t)i * 9 * dtype_size(w->src.type), taps,
+                m * 9);
+      fold_taps(taps, m, phase / 2, phase % 2, sums);
+      if (cw->type == DT_F32)
+        memcpy(folded + (size_t)i * 4 * size, sums, (size_t)m * 4 * size);
+      else
+        k->to_bf16(sums, (uint16_t *)(void *)(folded + (size_t)i * 4 * size), m * 4);
+    }
+    conv_geometry g = kernel_geometry(w, cw->type);
+    g.kh = g.kw = 2;
+    g.pad_top = 1 - phase / 2;
+    g.pad_bottom = phase / 2;
+    g.pad_left = 1 - phase % 2;
+    g.pad_right = phase % 2;
+    s = prims_pack(cpu_of(be)->prims, &g, cw->type, folded, &cw->part[phase]);
+  }
+  core_free(be->ctx, folded);
+  return s;
+}
+
+static wan_status pack_taps(backend *be, const weight *w, cpu_conv_weight *cw) {
+  conv_geometry g = kernel_geometry(w, cw->type);
+  dtype from = w->src.type;
+  if ((from == DT_F32 || from == DT_BF16) && aligned(w->src.data, from))
+    return prims_pack(cpu_of(be)->prims, &g, from, w->src.data, &cw->part[0]);
+  int64_t n = tensor_count(&w->src);
+  void *plain = core_alloc(be->ctx, (size_t)n * dtype_size(cw->type));
+  if (!plain) return WAN_ERR_MEMORY;
+  convert_all(be, from, w->src.data, cw->type, plain, n);
+  wan_status s = prims_pack(cpu_of(be)->prims, &g, cw->type, plain, &cw->part[0]);
+  core_free(be->ctx, plain);
+  return s;
+}
+
+static void conv_weight_free(backend *be, cpu_conv_weight *cw) {
+  if (!cw) return;
+  for (int i = 0; i < 4; i++) packed_free(cpu_of(be)->prims, cw->part[i]);
+  core_free(be->ctx, cw);
+}
+
+static wan_status load_conv(backend *be, weight *w) {
+  const tensor *s = &w->src;
+  int64_t taps = (s->ndim == 5 ? s->dim[2] : 1) * s->dim[s->ndim - 2] * s->dim[s->ndim - 1];
+  if (taps == 1) return load_plain(be, w, be->act);
+  cpu_conv_weight *cw = core_calloc(be->ctx, 1, sizeof *cw);
+  if (!cw) return WAN_ERR_MEMORY;
+  cw->type = be->act == DT_BF16 && cpu_of(be)->native_bf16 ? DT_BF16 : DT_F32;
+  wan_status status = w->role == WEIGHT_CONV_UP ? pack_up(be, w, cw) : pack_taps(be, w, cw);
+  if (status != WAN_OK) {
+    conv_weight_free(be, cw);
+    return status;
+  }
+  w->impl = w->data = cw;
+  w->type = cw->type;
+  w->data_bytes = 0;
+  for (int i = 0; i < 4; i++)
+    if (cw->part[i]) w->data_bytes += packed_bytes(cw->part[i]);
+  return WAN_OK;
+}
+
+wan_status cpu_weight_load(backend *be, weight *w) {
+  const char *name = w->name ? w->name : "?";
+  if (!dtype_is_float(w->src.type))
+    return core_fail(be->ctx, WAN_ERR_UNSUPPORTED, "weight %s: a floating point dtype is needed, found %s",
+                     name, dtype_name(w->src.type));
+  if (!tensor_count(&w->src) || !w->src.data)
+    return core_fail(be->ctx, WAN_ERR_ARGUMENT, "weight %s has no data", name);
+  wan_status s;
+  switch (w->role) {
+  case WEIGHT_TABLE:
+    w->data = w->src.data;
+    w->type = w->src.type;
+    w->data_bytes = 0;
+    return WAN_OK;
+  case WEIGHT_CONV:
+  case WEIGHT_CONV_UP:
+    s = load_conv(be, w);
+    break;
+  default:
+    s = load_plain(be, w, w->role == WEIGHT_LINEAR ? be->act : DT_F32);
+  }
+  if (s != WAN_OK) w->type = DT_NONE;
+  return s == WAN_OK ? s : core_prefix(be->ctx, s, "weight %s", name);
+}
+
+void cpu_weight_unload(backend *be, weight *w) {
+  if (w->impl)
+    conv_weight_free(be, w->impl);
+  else if (w->data_bytes)
+    core_free(be->ctx, w->data);
+}
