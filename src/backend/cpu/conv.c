@@ -32,23 +32,33 @@ static void gather_band(backend *be, const conv_geometry *g, const uint16_t *x, 
   }
 }
 
-static void store_band(backend *be, const float *y, uint16_t *out, const uint16_t *residual, int64_t rows,
-                       int64_t row) {
+/* n floats into elements at.. of out, which is of type `type` */
+static void store_band(backend *be, const float *y, dtype type, char *out, const char *residual, int64_t n) {
   const cpu_rows *k = cpu_of(be)->isa.rows;
   enum { CHUNK = 2048 };
+  size_t size = dtype_size(type);
 #pragma omp parallel for num_threads(be->threads)
-  for (int64_t at = 0; at < rows * row; at += CHUNK) {
-    int64_t n = rows * row - at < CHUNK ? rows * row - at : CHUNK;
+  for (int64_t at = 0; at < n; at += CHUNK) {
+    int64_t m = n - at < CHUNK ? n - at : CHUNK;
     float sum[CHUNK];
-    if (residual) {
-      k->from_bf16(residual + at, sum, n);
-      k->gate_add(sum, y + at, NULL, n);
+    void *to = out + (size_t)at * size;
+    const void *add = residual ? residual + (size_t)at * size : NULL;
+    memcpy(sum, y + at, (size_t)m * sizeof *sum);
+    if (add && type == DT_F32) {
+      k->gate_add(sum, add, NULL, m);
+    } else if (add) {
+      float wide[CHUNK];
+      k->from_bf16(add, wide, m);
+      k->gate_add(sum, wide, NULL, m);
     }
-    k->to_bf16(residual ? sum : y + at, out + at, n);
+    if (type == DT_F32)
+      memcpy(to, sum, (size_t)m * sizeof *sum);
+    else
+      k->to_bf16(sum, to, m);
   }
 }
 
-static wan_status conv_bands(backend *be, const conv_args *a, const uint16_t *residual) {
+static wan_status conv_bands(backend *be, const conv_args *a, const char *residual) {
   const conv_geometry *g = &a->g;
   int64_t in_row = g->kt * g->W * g->Ci, out_row = g->Wo * g->Co;
   int64_t rows = (BAND_ELEMENTS / in_row - g->kh) / g->stride_h + 1;
@@ -61,7 +71,7 @@ static wan_status conv_bands(backend *be, const conv_args *a, const uint16_t *re
   for (int64_t i = 0; i < g->To * g->Ho;) {
     int64_t t = i / g->Ho, r0 = i % g->Ho, n = g->Ho - r0 < rows ? g->Ho - r0 : rows;
     conv_args b = *a;
-    b.g.type = DT_F32;
+    b.g.type = b.g.dst_type = DT_F32;
     b.g.T = g->kt;
     b.g.To = b.g.stride_t = 1;
     b.g.H = (n - 1) * g->stride_h + g->kh;
@@ -72,7 +82,8 @@ static wan_status conv_bands(backend *be, const conv_args *a, const uint16_t *re
     b.dst = y;
     gather_band(be, g, a->src, t * g->stride_t, r0 * g->stride_h - g->pad_top, b.g.H, band);
     CORE_TRY(prims_conv(cpu_of(be)->prims, &b));
-    store_band(be, y, (uint16_t *)a->dst + i * out_row, residual ? residual + i * out_row : NULL, n, out_row);
+    size_t at = (size_t)(i * out_row) * dtype_size(g->dst_type);
+    store_band(be, y, g->dst_type, (char *)a->dst + at, residual ? residual + at : NULL, n * out_row);
     i += n;
   }
   return WAN_OK;
@@ -134,6 +145,7 @@ wan_status cpu_conv(backend *be, tensor x, const weight *w, const weight *bias, 
   conv_args a;
   memset(&a, 0, sizeof a); /* the geometry is compared as memory */
   a.g.type = x.type;
+  a.g.dst_type = out.type;
   a.g.T = x.dim[0];
   a.g.H = x.dim[1];
   a.g.W = x.dim[2];
@@ -191,6 +203,7 @@ wan_status cpu_upsample_conv(backend *be, tensor x, const weight *w, const weigh
       conv_args c;
       memset(&c, 0, sizeof c);
       c.g.type = x.type;
+      c.g.dst_type = out.type;
       c.g.T = c.g.To = c.g.kt = 1;
       c.g.H = c.g.Ho = H;
       c.g.W = c.g.Wo = W;

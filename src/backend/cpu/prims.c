@@ -10,7 +10,7 @@ enum { CACHE_MAX = 96 };
 
 typedef struct prim_key {
   conv_geometry g; /* matmul: M, N, K lie in T, Co, Ci */
-  int64_t is_conv, dst_type, act, has_bias, add_dst;
+  int64_t is_conv, act, has_bias, add_dst;
 } prim_key;
 
 typedef struct prim {
@@ -133,7 +133,7 @@ static dnnl_status_t matmul_mds(const prim_key *k, prim_mds *m) {
   dnnl_status_t s = md_init(&m->src, 2, src, dnnl_type(k->g.type), dnnl_ab);
   if (s == dnnl_success) s = md_init(&m->w, 2, w, dnnl_type(k->g.type), dnnl_ba);
   if (s == dnnl_success && k->has_bias) s = md_init(&m->bias, 2, bias, dnnl_f32, dnnl_ab);
-  if (s == dnnl_success) s = md_init(&m->dst, 2, dst, dnnl_type((dtype)k->dst_type), dnnl_ab);
+  if (s == dnnl_success) s = md_init(&m->dst, 2, dst, dnnl_type(k->g.dst_type), dnnl_ab);
   return s;
 }
 
@@ -152,13 +152,13 @@ static dnnl_status_t conv_mds(const prim_key *k, prim_mds *m) {
                       dst = {g->To, g->Co, g->Ho, g->Wo};
     s = md_init(&m->src, 4, src, type, dnnl_nhwc);
     if (s == dnnl_success) s = md_init(&m->w, 4, w, type, dnnl_format_tag_any);
-    if (s == dnnl_success) s = md_init(&m->dst, 4, dst, type, dnnl_nhwc);
+    if (s == dnnl_success) s = md_init(&m->dst, 4, dst, dnnl_type(g->dst_type), dnnl_nhwc);
   } else {
     const dnnl_dims_t src = {1, g->Ci, g->T, g->H, g->W}, w = {g->Co, g->Ci, g->kt, g->kh, g->kw},
                       dst = {1, g->Co, g->To, g->Ho, g->Wo};
     s = md_init(&m->src, 5, src, type, dnnl_ndhwc);
     if (s == dnnl_success) s = md_init(&m->w, 5, w, type, dnnl_format_tag_any);
-    if (s == dnnl_success) s = md_init(&m->dst, 5, dst, type, dnnl_ndhwc);
+    if (s == dnnl_success) s = md_init(&m->dst, 5, dst, dnnl_type(g->dst_type), dnnl_ndhwc);
   }
   if (s == dnnl_success && k->has_bias) s = md_init(&m->bias, 1, bias, dnnl_f32, dnnl_a);
   return s;
@@ -289,7 +289,7 @@ wan_status prims_matmul(prims *p, const matmul_args *a) {
   k.g.T = a->M;
   k.g.Ci = a->K;
   k.g.Co = a->N;
-  k.dst_type = (int64_t)a->dst_type;
+  k.g.dst_type = a->dst_type;
   k.act = (int64_t)a->act;
   k.has_bias = a->bias != NULL;
   k.add_dst = a->add_dst;
@@ -361,7 +361,6 @@ static prim_key conv_key(const conv_geometry *g, bool bias, bool add) {
   memset(&k, 0, sizeof k);
   k.g = *g;
   k.is_conv = 1;
-  k.dst_type = (int64_t)g->type;
   k.has_bias = bias;
   k.add_dst = add;
   return k;

@@ -30,7 +30,7 @@ wan_status prims_matmul(prims *p, const matmul_args *a);
 /* A convolution's geometry; all zero bytes in the gaps, since it is compared as memory. src [T, H, W, Ci],
  * dst [To, Ho, Wo, Co], both of `type`. */
 typedef struct conv_geometry {
-  dtype type;
+  dtype type, dst_type;
   int64_t T, H, W, Ci, To, Ho, Wo, Co;
   int64_t kt, kh, kw;
   int64_t stride_t, stride_h, stride_w;

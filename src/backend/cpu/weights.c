@@ -79,7 +79,7 @@ static conv_geometry kernel_geometry(const weight *w, dtype type) {
   enum { SIDE = 64 }; /* a picture size to choose the layout by; other sizes may cause one repacking */
   conv_geometry g;
   memset(&g, 0, sizeof g);
-  g.type = type;
+  g.type = g.dst_type = type;
   g.Co = s->dim[0];
   g.Ci = s->dim[1];
   g.kt = kt;
@@ -112,11 +112,13 @@ static void fold_taps(const float *taps, int64_t n, int a, int b, float *out) {
       }
 }
 
+/* Packed kernels hold values of the act dtype, also where they are widened to f32 to be computed with: a
+ * machine without bf16 instructions gives the results of one that has them. */
 static wan_status pack_up(backend *be, const weight *w, cpu_conv_weight *cw) {
   enum { GROUP = 64 }; /* kernels widened at a time */
   const cpu_rows *k = cpu_of(be)->isa.rows;
   int64_t n = w->src.dim[0] * w->src.dim[1];
-  size_t size = dtype_size(cw->type);
+  size_t size = dtype_size(be->act);
   char *folded = core_alloc(be->ctx, (size_t)n * 4 * size);
   wan_status s = folded ? WAN_OK : WAN_ERR_MEMORY;
   for (int phase = 0; phase < 4 && s == WAN_OK; phase++) {
@@ -127,7 +129,7 @@ static wan_status pack_up(backend *be, const weight *w, cpu_conv_weight *cw) {
       cpu_widen(w->src.type, (const char *)w->src.data + (size_t)i * 9 * dtype_size(w->src.type), taps,
                 m * 9);
       fold_taps(taps, m, phase / 2, phase % 2, sums);
-      if (cw->type == DT_F32)
+      if (be->act == DT_F32)
         memcpy(folded + (size_t)i * 4 * size, sums, (size_t)m * 4 * size);
       else
         k->to_bf16(sums, (uint16_t *)(void *)(folded + (size_t)i * 4 * size), m * 4);
@@ -138,7 +140,7 @@ static wan_status pack_up(backend *be, const weight *w, cpu_conv_weight *cw) {
     g.pad_bottom = phase / 2;
     g.pad_left = 1 - phase % 2;
     g.pad_right = phase % 2;
-    s = prims_pack(cpu_of(be)->prims, &g, cw->type, folded, &cw->part[phase]);
+    s = prims_pack(cpu_of(be)->prims, &g, be->act, folded, &cw->part[phase]);
   }
   core_free(be->ctx, folded);
   return s;
@@ -147,13 +149,14 @@ static wan_status pack_up(backend *be, const weight *w, cpu_conv_weight *cw) {
 static wan_status pack_taps(backend *be, const weight *w, cpu_conv_weight *cw) {
   conv_geometry g = kernel_geometry(w, cw->type);
   dtype from = w->src.type;
-  if ((from == DT_F32 || from == DT_BF16) && aligned(w->src.data, from))
+  bool as_is = from == DT_BF16 || (from == DT_F32 && cw->type == be->act); /* else: rounded here */
+  if (as_is && aligned(w->src.data, from))
     return prims_pack(cpu_of(be)->prims, &g, from, w->src.data, &cw->part[0]);
   int64_t n = tensor_count(&w->src);
-  void *plain = core_alloc(be->ctx, (size_t)n * dtype_size(cw->type));
+  void *plain = core_alloc(be->ctx, (size_t)n * dtype_size(be->act));
   if (!plain) return WAN_ERR_MEMORY;
-  convert_all(be, from, w->src.data, cw->type, plain, n);
-  wan_status s = prims_pack(cpu_of(be)->prims, &g, cw->type, plain, &cw->part[0]);
+  convert_all(be, from, w->src.data, be->act, plain, n);
+  wan_status s = prims_pack(cpu_of(be)->prims, &g, be->act, plain, &cw->part[0]);
   core_free(be->ctx, plain);
   return s;
 }
