@@ -5,7 +5,9 @@
  * 2^-9, operands only, some 60 in a row: sqrt(60) * 2^-9 = 1.5e-2; 2e-2. The fixtures are very narrow, and
  * the norm divides by the length of a vector of k channels: for Gaussian channels the mean of k/|x|^2 is
  * k/(k-2), so squared errors grow by that factor against a wide network (1.02 at the official 96 channels, 2
- * at 4). */
+ * at 4). That is the mean; at k = 4 the variance of k/|x|^2 is infinite, and one short vector can decide a
+ * fixture of a few hundred pixels: equally exact kernels gave 1.3e-2 to 2.8e-2 on one file, each the best on
+ * another. Hence 1.5 times the mean for bf16. */
 #include "parity.h"
 
 #include "vae/vae.h"
@@ -23,7 +25,7 @@ static double narrowest(const vae *v) {
 
 static void check(const vae *v, json_t *c, vae_run *run, const float *got, tensor want) {
   const bool f32 = run->setting->precision == WAN_PRECISION_F32;
-  const double k = narrowest(v), limit = run->setting->limit * (f32 ? 1 : sqrt(k / (k - 2)));
+  const double k = narrowest(v), limit = run->setting->limit * (f32 ? 1 : 1.5 * sqrt(k / (k - 2)));
   double e = relative_l2(got, want.data, (size_t)tensor_count(&want));
   print_message("%s %s %s: %.2e\n", run->setting->backend, f32 ? "f32" : "bf16", case_text(c, "file"), e);
   if (!(e <= limit)) fail_msg("%s: relative L2 %.3e, limit %.1e", case_text(c, "file"), e, limit);
