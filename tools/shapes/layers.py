@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 TEXT_LEN = 512
-CONV_AS_2D = True  # 3x3x3 convolutions as 2-D ones over three stacked frames; train_vae.py times both
+CONV_AS_2D = False  # 3x3x3 convolutions as 2-D ones over three stacked frames; train_vae.py times both
 
 
 # ---------------------------------------------------------------------------- VAE
@@ -220,7 +220,32 @@ def _attention(attn, x, context, rope=None, mask=None):
     return attn.to_out[0](y.transpose(1, 2).flatten(2))
 
 
-def dit_forward(dit, x, times, context, rope):
+def _spread(m, frames):
+    """[B,2,K,dim] per distinct time to K tensors [B,T,1,dim]: the first for frame 0, the second for the rest."""
+    m = torch.cat([m[:, :1], m[:, 1:].expand(-1, frames - 1, -1, -1)], 1)
+    return m[:, :, :, None].unbind(2)
+
+
+def _modulate(x, scale, shift, eps):
+    y = F.layer_norm(x, x.shape[-1:], eps=eps).unflatten(1, (scale.shape[1], -1))
+    return (y * (1 + scale) + shift).flatten(1, 2)
+
+
+def _gate(x, y, g):
+    return x + (y.float().unflatten(1, (g.shape[1], -1)) * g).flatten(1, 2)
+
+
+def dit_block(block, x, e0, ctx, cos, sin, mask, frames, eps):
+    sh_a, sc_a, g_a, sh_f, sc_f, g_f = _spread(block.scale_shift_table[None] + e0, frames)
+    y = _modulate(x, sc_a, sh_a, eps)
+    x = _gate(x, _attention(block.attn1, y, y, rope=(cos, sin)), g_a)
+    y = F.layer_norm(x, x.shape[-1:], block.norm2.weight, block.norm2.bias, eps)
+    x = x + _attention(block.attn2, y, ctx, mask=mask).float()
+    y = block.ffn.net[2](F.gelu(block.ffn.net[0].proj(_modulate(x, sc_f, sh_f, eps)), approximate="tanh"))
+    return _gate(x, y, g_f)
+
+
+def dit_forward(dit, x, times, context, rope, run_block=dit_block):
     """Velocity for latents x [B,C,T,h,w].
 
     times [B,2] holds the timestep of the first latent frame and that of the others. context [B,N,D]
@@ -238,32 +263,14 @@ def dit_forward(dit, x, times, context, rope):
     e = ce.time_embedder.linear_2(F.silu(ce.time_embedder.linear_1(torch.cat([arg.cos(), arg.sin()], -1)))).float()
     e0 = ce.time_proj(F.silu(e)).float().unflatten(-1, (6, dim))
 
-    def spread(m):
-        """[B,2,K,dim] per distinct time to K tensors broadcastable over [B,T,tokens,dim]."""
-        m = torch.cat([m[:, :1], m[:, 1:].expand(-1, t - 1, -1, -1)], 1)
-        return m[:, :, :, None].unbind(2)
-
-    def modulate(x, scale, shift):
-        y = F.layer_norm(x, (dim,), eps=cfg.eps).unflatten(1, (t, -1))
-        return (y * (1 + scale) + shift).flatten(1, 2)
-
-    def gate(x, y, g):
-        return x + (y.float().unflatten(1, (t, -1)) * g).flatten(1, 2)
-
     ctx = ce.text_embedder.linear_2(F.gelu(ce.text_embedder.linear_1(context), approximate="tanh"))
     n = context.shape[1]
     mask = torch.zeros(n, device=x.device)
     mask = torch.cat([mask[1:], mask[:1] + math.log(TEXT_LEN - n + 1)])[None, None, None]
 
     for block in dit.blocks:
-        sh_a, sc_a, g_a, sh_f, sc_f, g_f = spread(block.scale_shift_table[None] + e0)
-        y = modulate(x, sc_a, sh_a)
-        x = gate(x, _attention(block.attn1, y, y, rope=rope), g_a)
-        y = F.layer_norm(x, (dim,), block.norm2.weight, block.norm2.bias, cfg.eps)
-        x = x + _attention(block.attn2, y, ctx, mask=mask).float()
-        y = block.ffn.net[2](F.gelu(block.ffn.net[0].proj(modulate(x, sc_f, sh_f)), approximate="tanh"))
-        x = gate(x, y, g_f)
+        x = run_block(block, x, e0, ctx, *rope, mask, t, cfg.eps)
 
-    shift, scale = spread(dit.scale_shift_table[None] + e[:, :, None])
-    x = dit.proj_out(modulate(x, scale, shift)).float()
+    shift, scale = _spread(dit.scale_shift_table[None] + e[:, :, None], t)
+    x = dit.proj_out(_modulate(x, scale, shift, cfg.eps)).float()
     return x.reshape(b, t, gh, gw, 2, 2, c).permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c, t, h, w)
