@@ -208,6 +208,7 @@ typedef struct wan_generate_params {
   int preview_every; /* steps between previews (each decodes one frame with the VAE); 0: 1 */
   wan_frame_fn frame;
   void *user;
+  const char *original_prompt; /* what wan_extend() made `prompt` from, to be recorded; NULL: nothing */
 } wan_generate_params;
 
 typedef struct wan_generate_result {
@@ -268,6 +269,99 @@ WAN_API void wan_bench_result_init(wan_bench_result *result);
 WAN_API wan_status wan_bench_forward(wan_model *model, const wan_generate_params *params, int repeat,
                                      wan_bench_result *result);
 
+/* ---- Prompt extension: a language model writes a prompt out (docs/PROMPTS.md) ---- */
+
+typedef enum wan_extend_method {
+  WAN_EXTEND_LOCAL_QWEN = 0, /* the OpenAI protocol at an address of this machine; needs no key */
+  WAN_EXTEND_DASHSCOPE,      /* DashScope's own protocol; key: $DASH_API_KEY, address: $DASH_API_URL */
+  WAN_EXTEND_OPENAI          /* the OpenAI chat-completions protocol; key: $WAN_EXTEND_KEY */
+} wan_extend_method;
+typedef enum wan_language { WAN_LANGUAGE_ZH = 0, WAN_LANGUAGE_EN } wan_language;
+
+typedef struct wan_extend_params {
+  size_t size;
+  wan_extend_method method;
+  wan_family family;     /* what the prompt is for */
+  const char *prompt;    /* UTF-8; may be empty where a picture is given */
+  const char *image;     /* picture: path, file://, data URL, or http(s):// (see allow_remote); NULL: none */
+  wan_image pixels;      /* the same from memory, used when image is NULL and rgb is not */
+  wan_language language; /* of the result */
+  int64_t seed;          /* negative: random */
+  const char *model;     /* NULL: the method's default; WAN_EXTEND_OPENAI has none */
+  const char *url;       /* base address; NULL: the method's default; WAN_EXTEND_OPENAI has none */
+  const char *key;       /* NULL: from the environment */
+  const char *system_prompt; /* NULL: the one of the task and language */
+  double timeout;            /* seconds for everything, retries included; 0: 180 */
+  int attempts;              /* 0: 4 */
+  bool allow_remote;         /* image may be an http:// or https:// address */
+  bool no_exif;              /* ignore the picture's EXIF orientation */
+} wan_extend_params;
+
+typedef struct wan_extend_result {
+  size_t size;
+  bool status;         /* is prompt an extended one? */
+  char *prompt;        /* the extended prompt; the original one where the extension failed */
+  int64_t seed;        /* the one used */
+  char *system_prompt; /* the one used */
+  char *message;       /* the service's answer as JSON, or the reason of the failure */
+  char *model;         /* the one asked */
+} wan_extend_result;
+
+WAN_API void wan_extend_params_init(wan_extend_params *params);
+WAN_API void wan_extend_result_init(wan_extend_result *result);
+/* The result is filled in on failure, too (the original prompt and the reason), as far as memory allows. */
+WAN_API wan_status wan_extend(wan_context *context, const wan_extend_params *params,
+                              wan_extend_result *result);
+WAN_API void wan_extend_result_free(wan_extend_result *result); /* the strings in it */
+/* The system prompt of a task and language; with_prompt: the user gives a text, with_image: a picture. */
+WAN_API const char *wan_extend_system_prompt(wan_family family, wan_language language, bool with_prompt,
+                                             bool with_image);
+/* The result as a JSON object; free with wan_free(). */
+WAN_API wan_status wan_extend_result_json(wan_context *context, const wan_extend_result *result, char **json);
+
+/* ---- Pictures and clips sized for vision-language models of the Qwen-VL family ---- */
+
+typedef struct wan_vision_params {
+  size_t size;
+  int factor; /* sides become multiples of it; 0: 28 */
+  int64_t min_pixels,
+      max_pixels;             /* of a picture or frame; 0: 4 and 16384 times factor^2, in clips 128 and 768 */
+  int64_t total_pixels;       /* clips: of all frames together; 0: 24576 times factor^2 */
+  int width, height;          /* aim at this size instead of the source's; 0: the source's */
+  double fps;                 /* clips: frames taken a second; 0: 2 */
+  int frames;                 /* clips: frames taken, whatever the rate; 0: by fps */
+  int frames_min, frames_max; /* clips: limits of a number that comes from fps; 0: 4 and 768 */
+  double start, end;          /* clips: part of the file in seconds; end 0: up to its end */
+  bool allow_remote;          /* pictures may be http:// and https:// addresses */
+  bool no_exif;               /* ignore the pictures' EXIF orientation */
+} wan_vision_params;
+
+typedef struct wan_vision_frames {
+  size_t size;
+  int frames, width, height;
+  float *pixels; /* [frames][3][height][width], whole numbers 0..255 */
+  int *index;    /* [frames] positions in the clip */
+  double fps;    /* of the frames taken */
+} wan_vision_frames;
+
+WAN_API void wan_vision_params_init(wan_vision_params *params);
+WAN_API void wan_vision_frames_init(wan_vision_frames *frames);
+/* The size with the source's aspect that params allows for a picture. params may be NULL: the defaults. */
+WAN_API wan_status wan_smart_resize(wan_context *context, const wan_vision_params *params, int width,
+                                    int height, int *out_width, int *out_height);
+/* How many of a clip's frames are taken. */
+WAN_API wan_status wan_smart_nframes(wan_context *context, const wan_vision_params *params, int total_frames,
+                                     double video_fps, int *out);
+/* A picture (path, file://, data URL, http(s)://) at its size; free *rgb with wan_free(). */
+WAN_API wan_status wan_vision_image(wan_context *context, const char *source, const wan_vision_params *params,
+                                    int *width, int *height, uint8_t **rgb);
+/* Frames of a video file (path or file://), or the given pictures as frames. */
+WAN_API wan_status wan_vision_video(wan_context *context, const char *source, const wan_vision_params *params,
+                                    wan_vision_frames *out);
+WAN_API wan_status wan_vision_pictures(wan_context *context, const char *const *sources, int count,
+                                       const wan_vision_params *params, wan_vision_frames *out);
+WAN_API void wan_vision_frames_free(wan_vision_frames *frames); /* the arrays in it */
+
 /* ---- Stages: one part of the pipeline on tensors in files (docs/CLI.md, "wan stage") ---- */
 
 typedef struct wan_stage_params {
@@ -281,7 +375,10 @@ typedef struct wan_stage_params {
   int area_width, area_height;    /* image: only the product counts */
   int64_t shape[4];               /* noise: C,T,h,w */
   wan_generate_params
-      generate; /* seed, rng, steps, shift, sampler, guidance, ... for schedule, denoise, noise */
+      generate;             /* seed, rng, steps, shift, sampler, guidance, ... for schedule, denoise, noise */
+  wan_vision_params vision; /* smart-resize, smart-nframes, vision-image, vision-video */
+  int total_frames;         /* smart-nframes: of the clip */
+  double video_fps;         /* smart-nframes: of the clip */
 } wan_stage_params;
 WAN_API void wan_stage_params_init(wan_stage_params *params);
 /* *text: what the stage prints (clean), or NULL; free with wan_free(). */

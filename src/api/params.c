@@ -40,7 +40,24 @@ void wan_bench_result_init(wan_bench_result *r) {
   *r = (wan_bench_result){.size = sizeof *r};
 }
 
+void wan_extend_params_init(wan_extend_params *p) {
+  *p = (wan_extend_params){.size = sizeof *p, .seed = -1};
+}
+
+void wan_extend_result_init(wan_extend_result *r) {
+  *r = (wan_extend_result){.size = sizeof *r};
+}
+
+void wan_vision_params_init(wan_vision_params *p) {
+  *p = (wan_vision_params){.size = sizeof *p};
+}
+
+void wan_vision_frames_init(wan_vision_frames *f) {
+  *f = (wan_vision_frames){.size = sizeof *f};
+}
+
 void wan_stage_params_init(wan_stage_params *p) {
   *p = (wan_stage_params){.size = sizeof *p};
   wan_generate_params_init(&p->generate);
+  wan_vision_params_init(&p->vision);
 }

@@ -25,6 +25,9 @@ wan_status picture_load_memory(core_ctx *ctx, const void *data, size_t size, con
 void picture_free(core_ctx *ctx, picture *p);
 /* Written under a temporary name, then renamed. */
 wan_status picture_save_png(core_ctx *ctx, const char *path, int width, int height, const uint8_t *rgb);
+/* The same into memory (core_free). */
+wan_status picture_encode_png(core_ctx *ctx, int width, int height, const uint8_t *rgb, uint8_t **out,
+                              size_t *size);
 
 typedef enum resize_filter { RESIZE_BICUBIC, RESIZE_LANCZOS } resize_filter;
 /* Pillow's Image.resize on 8-bit RGB, equal to the byte. */

@@ -2,8 +2,10 @@
  * Transparent pixels are composited over white; the official code drops the alpha channel instead,
  * which shows whatever colour the editor happened to leave below it.
  */
+#define _GNU_SOURCE /* open_memstream */
 #include "media/internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 wan_status picture_check_size(core_ctx *ctx, const char *name, uint64_t width, uint64_t height) {
@@ -102,5 +104,22 @@ wan_status picture_save_png(core_ctx *ctx, const char *path, int width, int heig
     s = core_fail(ctx, WAN_ERR_IO, "%s: can't write (is the disk full?)", path);
   if (s == WAN_OK) return core_outfile_commit(ctx, &file);
   core_outfile_abort(ctx, &file);
+  return s;
+}
+
+wan_status picture_encode_png(core_ctx *ctx, int width, int height, const uint8_t *rgb, uint8_t **out,
+                              size_t *size) {
+  char *data = NULL; /* on the C library's heap while it grows */
+  size_t n = 0;
+  *out = NULL;
+  FILE *f = open_memstream(&data, &n);
+  if (!f) return core_fail(ctx, WAN_ERR_MEMORY, "out of memory while a picture is encoded");
+  wan_status s = png_encode(ctx, f, "picture in memory", width, height, rgb, NULL);
+  if (fclose(f) != 0 && s == WAN_OK)
+    s = core_fail(ctx, WAN_ERR_MEMORY, "out of memory while a picture is encoded");
+  if (s == WAN_OK && !(*out = core_alloc(ctx, n))) s = WAN_ERR_MEMORY;
+  if (s == WAN_OK) memcpy(*out, data, n);
+  *size = n;
+  free(data);
   return s;
 }
