@@ -60,18 +60,18 @@ static bool has_picture(const wan_extend_params *p) {
 static wan_status choose_service(extension *e) {
   const wan_extend_params *p = e->p;
   const char *model = p->model, *base = p->url;
-  bool picture = has_picture(p);
+  bool seen = has_picture(p);
   switch (p->method) {
   case WAN_EXTEND_DASHSCOPE:
     e->q.protocol = PROTOCOL_DASHSCOPE;
-    if (!model) model = picture ? "qwen-vl-max" : "qwen-plus";
+    if (!model) model = seen ? "qwen-vl-max" : "qwen-plus";
     if (!base) base = getenv("DASH_API_URL");
     if (!base || !*base) base = DASHSCOPE_URL;
     break;
   case WAN_EXTEND_LOCAL_QWEN:
     e->q.protocol = PROTOCOL_OPENAI;
     e->q.max_tokens = LOCAL_TOKENS;
-    model = full_model_name(model ? model : picture ? "QwenVL2.5_7B" : "Qwen2.5_14B");
+    model = full_model_name(model ? model : seen ? "QwenVL2.5_7B" : "Qwen2.5_14B");
     if (!base) base = LOCAL_URL;
     break;
   case WAN_EXTEND_OPENAI:
