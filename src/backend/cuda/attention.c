@@ -1,7 +1,7 @@
-/* attention.c: which of three ways an attention goes. Plain bf16 attention is the library's; heads of up to
- * 128 channels with biases have a kernel of their own (flash.cu); everything else (f32, the VAE's one head
- * as wide as its channels) is made of matrix products with the scores of a block of queries in between, of
- * bounded size. */
+/* attention.c: which of three ways an attention goes. Large bf16 attention is the library's where it has
+ * one; other heads of up to 128 channels have a kernel of their own (flash.cu); everything else (f32, the
+ * VAE's one head as wide as its channels) is made of matrix products with the scores of a block of queries in
+ * between, of bounded size. */
 #include "backend/cuda/cuda.h"
 
 enum { SCORE_BYTES = 256 << 20, WIDEST_FLASH = 128 };
@@ -72,7 +72,7 @@ wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const atten
   bool regular = q.type == DT_BF16 && d % 8 == 0 && d <= WIDEST_FLASH && aligned16(q.data) &&
                  aligned16(k.data) && aligned16(v.data) && aligned16(out.data);
   if (!regular) return by_products(be, q, k, v, spec, out);
-  if (spec->key_bias.type == DT_NONE && spec->rel_bias.type == DT_NONE) {
+  if (spec->rel_bias.type == DT_NONE) {
     bool done = false;
     CORE_TRY(cuda_attention_dnn(be, q, k, v, spec, out, &done));
     if (done) return WAN_OK;

@@ -1,4 +1,4 @@
-/* attention_dnn.c: plain attention as a cuDNN graph.
+/* attention_dnn.c: attention as a cuDNN graph.
  *
  * The graph is the definition of attention, operation by operation: scores = Q K^T, times the scale, softmax
  * as maximum, difference, exponential, sum and quotient, times V. The library recognises it and runs one
@@ -11,15 +11,17 @@ enum {
   UID_V,
   UID_O,
   UID_SCALE,
+  UID_BIAS,
   UID_INNER /* and the following: virtual tensors */
 };
-enum { PLANS_MAX = 32, DESCRIPTORS = 40, CONFIGS = 8, ALIGNMENT = 16 };
+enum { PLANS_MAX = 32, DESCRIPTORS = 56, CONFIGS = 8, ALIGNMENT = 16 };
 /* Below this many scores a head, our own kernel starts sooner than a plan is made. */
 enum { SCORES_MIN = 1 << 18 };
 
 struct attention_plan {
   attention_plan *next;
   int64_t lq, lk, heads, d;
+  bool biased; /* by key */
   bool usable;
   cudnnBackendDescriptor_t plan;
   int64_t workspace;
@@ -129,36 +131,84 @@ static cudnnBackendDescriptor_t reduction(builder *b, cudnnReduceTensorOp_t how_
   return op;
 }
 
-static cudnnBackendDescriptor_t attention_graph(builder *b, cudnnHandle_t handle, const attention_plan *p) {
+/* Q, K (transposed or not), V, O and the scale, for both forms of the graph. */
+typedef struct operands {
+  cudnnBackendDescriptor_t q, k, v, o, scale;
+} operands;
+
+static operands make_operands(builder *b, const attention_plan *p, bool transpose_k) {
   const int64_t h = p->heads, lq = p->lq, lk = p->lk, d = p->d, c = h * d;
+  const cudnnDataType_t half = CUDNN_DATA_BFLOAT16;
+  const shape queries = {{1, h, lq, d}, {lq * c, d, c, 1}}, keys = {{1, h, lk, d}, {lk * c, d, c, 1}};
+  const shape turned = {{1, h, d, lk}, {lk * c, d, 1, c}}, one = {{1, 1, 1, 1}, {1, 1, 1, 1}};
+  operands t;
+  t.q = tensor_descriptor(b, UID_Q, half, queries, false, false);
+  t.k = tensor_descriptor(b, UID_K, half, transpose_k ? turned : keys, false, false);
+  t.v = tensor_descriptor(b, UID_V, half, keys, false, false);
+  t.o = tensor_descriptor(b, UID_O, half, queries, false, false);
+  t.scale = tensor_descriptor(b, UID_SCALE, CUDNN_DATA_FLOAT, one, false, true);
+  return t;
+}
+
+static cudnnBackendDescriptor_t graph_of(builder *b, cudnnHandle_t handle, int64_t count,
+                                         const cudnnBackendDescriptor_t *op) {
+  cudnnBackendDescriptor_t graph = create(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+  set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+  set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, count, op);
+  finalize(b, graph);
+  return graph;
+}
+
+static cudnnBackendDescriptor_t graph_of_parts(builder *b, cudnnHandle_t handle, const attention_plan *p) {
+  const int64_t h = p->heads, lq = p->lq, lk = p->lk;
   const cudnnDataType_t f32 = CUDNN_DATA_FLOAT, half = CUDNN_DATA_BFLOAT16;
-  cudnnBackendDescriptor_t q =
-      tensor_descriptor(b, UID_Q, half, (shape){{1, h, lq, d}, {lq * c, d, c, 1}}, false, false);
-  cudnnBackendDescriptor_t k = /* transposed */
-      tensor_descriptor(b, UID_K, half, (shape){{1, h, d, lk}, {lk * c, d, 1, c}}, false, false);
-  cudnnBackendDescriptor_t v =
-      tensor_descriptor(b, UID_V, half, (shape){{1, h, lk, d}, {lk * c, d, c, 1}}, false, false);
-  cudnnBackendDescriptor_t o =
-      tensor_descriptor(b, UID_O, half, (shape){{1, h, lq, d}, {lq * c, d, c, 1}}, false, false);
-  cudnnBackendDescriptor_t scale =
-      tensor_descriptor(b, UID_SCALE, f32, (shape){{1, 1, 1, 1}, {1, 1, 1, 1}}, false, true);
+  operands t = make_operands(b, p, true);
   cudnnBackendDescriptor_t score = inner(b, f32, h, lq, lk), scaled = inner(b, f32, h, lq, lk);
   cudnnBackendDescriptor_t largest = inner(b, f32, h, lq, 1), below = inner(b, f32, h, lq, lk);
   cudnnBackendDescriptor_t power = inner(b, f32, h, lq, lk), sum = inner(b, f32, h, lq, 1);
   cudnnBackendDescriptor_t share = inner(b, half, h, lq, lk);
-  cudnnBackendDescriptor_t op[] = {matmul(b, q, k, score),
-                                   pointwise(b, CUDNN_POINTWISE_MUL, score, scale, scaled),
-                                   reduction(b, CUDNN_REDUCE_TENSOR_MAX, scaled, largest),
-                                   pointwise(b, CUDNN_POINTWISE_SUB, scaled, largest, below),
-                                   pointwise(b, CUDNN_POINTWISE_EXP, below, NULL, power),
-                                   reduction(b, CUDNN_REDUCE_TENSOR_ADD, power, sum),
-                                   pointwise(b, CUDNN_POINTWISE_DIV, power, sum, share),
-                                   matmul(b, share, v, o)};
-  cudnnBackendDescriptor_t graph = create(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
-  set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
-  set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, sizeof op / sizeof op[0], op);
-  finalize(b, graph);
-  return graph;
+  /* nobody reads the rows' statistic, but the library knows attention by it */
+  cudnnBackendDescriptor_t logarithm = inner(b, f32, h, lq, 1), statistic = inner(b, f32, h, lq, 1);
+  cudnnBackendDescriptor_t biased = p->biased ? inner(b, f32, h, lq, lk) : scaled;
+  cudnnBackendDescriptor_t op[11];
+  int64_t n = 0;
+  op[n++] = matmul(b, t.q, t.k, score);
+  op[n++] = pointwise(b, CUDNN_POINTWISE_MUL, score, t.scale, scaled);
+  if (p->biased) {
+    const shape row = {{1, 1, 1, lk}, {lk, lk, lk, 1}};
+    cudnnBackendDescriptor_t bias = tensor_descriptor(b, UID_BIAS, f32, row, false, false);
+    op[n++] = pointwise(b, CUDNN_POINTWISE_ADD, scaled, bias, biased);
+  }
+  op[n++] = reduction(b, CUDNN_REDUCE_TENSOR_MAX, biased, largest);
+  op[n++] = pointwise(b, CUDNN_POINTWISE_SUB, biased, largest, below);
+  op[n++] = pointwise(b, CUDNN_POINTWISE_EXP, below, NULL, power);
+  op[n++] = reduction(b, CUDNN_REDUCE_TENSOR_ADD, power, sum);
+  op[n++] = pointwise(b, CUDNN_POINTWISE_LOG, sum, NULL, logarithm);
+  op[n++] = pointwise(b, CUDNN_POINTWISE_ADD, largest, logarithm, statistic);
+  op[n++] = pointwise(b, CUDNN_POINTWISE_DIV, power, sum, share);
+  op[n++] = matmul(b, share, t.v, t.o);
+  return graph_of(b, handle, n, op);
+}
+
+/* The same as one operation, which cuDNN has since 9.13.1. */
+static cudnnBackendDescriptor_t graph_of_one(builder *b, cudnnHandle_t handle, const attention_plan *p) {
+#if CUDNN_VERSION >= 91301
+  if (p->biased) b->ok = false;
+  operands t = make_operands(b, p, false);
+  cudnnBackendDescriptor_t op = create(b, CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR);
+  set_descriptor(b, op, CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, t.q);
+  set_descriptor(b, op, CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, t.k);
+  set_descriptor(b, op, CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, t.v);
+  set_descriptor(b, op, CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, t.o);
+  set_descriptor(b, op, CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, t.scale);
+  finalize(b, op);
+  return graph_of(b, handle, 1, &op);
+#else
+  (void)handle;
+  (void)p;
+  b->ok = false;
+  return NULL;
+#endif
 }
 
 /* The first of the library's suggestions that becomes a plan. */
@@ -209,23 +259,29 @@ void cuda_attention_close(backend *be) {
   }
 }
 
-static attention_plan *plan_for(backend *be, int64_t lq, int64_t lk, int64_t heads, int64_t d) {
+static attention_plan *plan_for(backend *be, int64_t lq, int64_t lk, int64_t heads, int64_t d, bool biased) {
   cuda_state *c = cuda_of(be);
   int count = 0;
   for (attention_plan *p = c->attention; p; p = p->next, count++)
-    if (p->lq == lq && p->lk == lk && p->heads == heads && p->d == d) return p;
+    if (p->lq == lq && p->lk == lk && p->heads == heads && p->d == d && p->biased == biased) return p;
   if (count >= PLANS_MAX) cuda_attention_close(be);
   attention_plan *p = core_calloc(be->ctx, 1, sizeof *p);
   if (!p) return NULL;
-  *p = (attention_plan){.next = c->attention, .lq = lq, .lk = lk, .heads = heads, .d = d};
+  *p = (attention_plan){.next = c->attention, .lq = lq, .lk = lk, .heads = heads, .d = d, .biased = biased};
   c->attention = p;
-  builder b = {.lib = &c->lib, .uid = UID_INNER, .ok = true};
-  cudnnBackendDescriptor_t graph = attention_graph(&b, c->dnn, p);
-  p->usable = b.ok && plan_from(&b, c->dnn, graph, p);
-  destroy(&b);
-  if (!p->usable)
-    core_log(be->ctx, WAN_LOG_INFO, "cuDNN has no attention for %lld queries, %lld keys, %lld heads of %lld",
-             (long long)lq, (long long)lk, (long long)heads, (long long)d);
+  for (int form = 0; form < 2 && !p->usable; form++) {
+    builder b = {.lib = &c->lib, .uid = UID_INNER, .ok = true};
+    cudnnBackendDescriptor_t graph = form == 0 ? graph_of_parts(&b, c->dnn, p) : graph_of_one(&b, c->dnn, p);
+    p->usable = b.ok && plan_from(&b, c->dnn, graph, p);
+    destroy(&b);
+  }
+  if (!p->usable) {
+    char why[256] = "";
+    c->lib.cudnnGetLastErrorString(why, sizeof why);
+    core_log(be->ctx, WAN_LOG_INFO,
+             "cuDNN has no attention for %lld queries, %lld keys%s, %lld heads of %lld: %s", (long long)lq,
+             (long long)lk, biased ? " with biases" : "", (long long)heads, (long long)d, why);
+  }
   return p;
 }
 
@@ -235,18 +291,20 @@ wan_status cuda_attention_dnn(backend *be, tensor q, tensor k, tensor v, const a
   const int64_t lq = q.dim[0], lk = k.dim[0], d = q.dim[1] / spec->heads;
   *done = false;
   if (!c->dnn || lq * lk < SCORES_MIN) return WAN_OK;
-  attention_plan *p = plan_for(be, lq, lk, spec->heads, d);
+  const bool biased = spec->key_bias.type != DT_NONE;
+  attention_plan *p = plan_for(be, lq, lk, spec->heads, d, biased);
   if (!p) return WAN_ERR_MEMORY;
   if (!p->usable) return WAN_OK;
   void *workspace = NULL;
   if (p->workspace > 0 && !(workspace = cuda_mem_alloc(be, (size_t)p->workspace))) return WAN_ERR_MEMORY;
   float scale = spec->scale;
-  const int64_t uid[] = {UID_Q, UID_K, UID_V, UID_O, UID_SCALE};
-  void *const data[] = {q.data, k.data, v.data, out.data, &scale};
+  const int64_t uid[] = {UID_Q, UID_K, UID_V, UID_O, UID_SCALE, UID_BIAS};
+  void *const data[] = {q.data, k.data, v.data, out.data, &scale, spec->key_bias.data};
+  const int64_t count = biased ? 6 : 5;
   builder b = {.lib = &c->lib, .ok = true};
   cudnnBackendDescriptor_t pack = create(&b, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
-  set(&b, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 5, data);
-  set(&b, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 5, uid);
+  set(&b, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, data);
+  set(&b, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, uid);
   set(&b, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
   finalize(&b, pack);
   cudnnStatus_t s = b.ok ? c->lib.cudnnBackendExecute(c->dnn, p->plan, pack) : CUDNN_STATUS_INTERNAL_ERROR;

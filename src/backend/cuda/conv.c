@@ -24,7 +24,8 @@ static wan_status convolve(backend *be, tensor x, k_conv_spec *k) {
   size_t bytes;
   CORE_TRY(widened(be, x, &k->x, &copy, &bytes));
   k->ci = (int)cuda_conv_width(be, x.dim[3]);
-  k_conv_simple(c->stream, k, cuda_type(x.type));
+  if (!c->tensor_map_encode || x.type != DT_BF16 || !k_conv_sm90(c->stream, c->tensor_map_encode, k))
+    k_conv_simple(c->stream, k, cuda_type(x.type));
   wan_status s = cuda_launched(be, "a convolution");
   cuda_mem_free(be, copy, bytes);
   return s;
@@ -49,6 +50,7 @@ wan_status cuda_conv(backend *be, tensor x, const weight *w, const weight *bias,
                    .pad_top = spec->pad_top,
                    .pad_left = spec->pad_left,
                    .up = 1,
+                   .out_type = cuda_type(out.type),
                    .w = w->data,
                    .residual = residual.data,
                    .bias = cuda_floats(bias),
@@ -71,6 +73,7 @@ wan_status cuda_upsample_conv(backend *be, tensor x, const weight *w, const weig
                    .stride_h = 1,
                    .stride_w = 1,
                    .up = 2,
+                   .out_type = cuda_type(out.type),
                    .w = w->data,
                    .bias = cuda_floats(bias),
                    .out = out.data};

@@ -28,6 +28,19 @@ static void cuda_close(backend *be) {
   be->impl = NULL;
 }
 
+/* The driver's function that describes tensors to the copy engine, found at run time: the program is not
+ * linked with the driver. */
+static void find_encoder(cuda_state *c) {
+  enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  void *function = NULL;
+  if (c->compute != 90) return; /* conv_sm90.cu is for this one */
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                       &found) == cudaSuccess &&
+      found == cudaDriverEntryPointSuccess)
+    c->tensor_map_encode = function;
+  cudaGetLastError();
+}
+
 /* The current device, if it and the driver are recent enough. */
 static wan_status choose_device(backend *be) {
   cuda_state *c = cuda_of(be);
@@ -51,6 +64,7 @@ static wan_status choose_device(backend *be) {
   if (c->compute < COMPUTE_MIN)
     return core_fail(be->ctx, WAN_ERR_BACKEND,
                      "CUDA: the device has compute capability %d.%d; 8.0 or newer is needed", major, minor);
+  find_encoder(c);
   if (!pools) return core_fail(be->ctx, WAN_ERR_BACKEND, "CUDA: the driver has no memory pools; update it");
   return WAN_OK;
 }

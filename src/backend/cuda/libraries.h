@@ -28,6 +28,7 @@
   X(cudnnDestroy)                  \
   X(cudnnSetStream)                \
   X(cudnnGetErrorString)           \
+  X(cudnnGetLastErrorString)       \
   X(cudnnBackendCreateDescriptor)  \
   X(cudnnBackendDestroyDescriptor) \
   X(cudnnBackendSetAttribute)      \

@@ -37,28 +37,33 @@ __device__ __forceinline__ int64_t first_element() {
   return ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * VEC;
 }
 
-template <bool VECTOR, class X, class Y>
-__global__ void gate_add(X *x, const Y *y, k_mod m, int gate, int64_t n, int c) {
+template <bool VECTOR, class X, class Y> __global__ void add(X *x, const Y *y, int64_t n) {
   int64_t i = first_element();
   if (i >= n) return;
   float a[VEC], b[VEC];
   int count = read<VECTOR>(x, i, n, a);
   read<VECTOR>(y, i, n, b);
-  if (!m.mod) {
 #pragma unroll
-    for (int j = 0; j < VEC; j++) a[j] += b[j];
-  } else if (VECTOR && c % VEC == 0) { /* the 8 share a row */
-    int64_t row = i / c;
-    const float *g = mod_entry(m, row, gate, c) + (i - row * c);
-#pragma unroll
-    for (int j = 0; j < VEC; j++) a[j] += g[j] * b[j];
-  } else {
-    for (int j = 0; j < count; j++) {
-      int64_t row = (i + j) / c;
-      a[j] += mod_entry(m, row, gate, c)[i + j - row * c] * b[j];
-    }
-  }
+  for (int j = 0; j < VEC; j++) a[j] += b[j];
   write<VECTOR>(x, i, count, a);
+}
+
+/* One row a block, so that the row of the modulation is found once. */
+template <bool VECTOR, class X, class Y>
+__global__ void gate_add(X *x, const Y *y, k_mod m, int gate, int c) {
+  const int64_t row = blockIdx.x;
+  const float *g = mod_entry(m, row, gate, c);
+  x += row * c;
+  y += row * c;
+  for (int i = threadIdx.x * VEC; i < c; i += blockDim.x * VEC) {
+    float a[VEC], b[VEC], w[VEC];
+    int count = read<VECTOR>(x, i, c, a);
+    read<VECTOR>(y, i, c, b);
+    read<VECTOR>(g, i, c, w);
+#pragma unroll
+    for (int j = 0; j < VEC; j++) a[j] += w[j] * b[j];
+    write<VECTOR>(x, i, count, a);
+  }
 }
 
 template <bool VECTOR, class T> __global__ void mul(T *a, const T *b, int64_t n) {
@@ -193,15 +198,21 @@ template <class Out> __global__ void convert(const void *in, k_type type, Out *o
 } // namespace
 
 void k_gate_add(k_stream s, k_data x, k_data y, k_mod m, int gate, int64_t rows, int c) {
-  int64_t n = rows * c;
-  unsigned grid = blocks_for(n, BLOCK * VEC);
+  const int64_t n = rows * c;
   if (!n) return;
+  const bool by_row = c % VEC == 0; /* every row is aligned if the first is */
+  const unsigned threads = c >= BLOCK * VEC ? BLOCK : (blocks_for(c, VEC) + 31) / 32 * 32;
   with_type(x, [&](auto *a) {
     with_type(y, [&](auto *b) {
-      if (aligned16(a) && aligned16(b))
-        gate_add<true><<<grid, BLOCK, 0, s>>>(a, b, m, gate, n, c);
+      const bool vector = aligned16(a) && aligned16(b) && (!m.mod || (by_row && aligned16(m.mod)));
+      if (!m.mod && vector)
+        add<true><<<blocks_for(n, BLOCK * VEC), BLOCK, 0, s>>>(a, b, n);
+      else if (!m.mod)
+        add<false><<<blocks_for(n, BLOCK * VEC), BLOCK, 0, s>>>(a, b, n);
+      else if (vector)
+        gate_add<true><<<(unsigned)rows, threads, 0, s>>>(a, b, m, gate, c);
       else
-        gate_add<false><<<grid, BLOCK, 0, s>>>(a, b, m, gate, n, c);
+        gate_add<false><<<(unsigned)rows, threads, 0, s>>>(a, b, m, gate, c);
     });
   });
 }

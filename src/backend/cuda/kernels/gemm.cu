@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(BLOCK)
 }
 
 /* Pixels are numbered through the frames of one phase; blockIdx.z is the phase. */
-template <class T> __global__ void __launch_bounds__(BLOCK) conv_simple(k_conv_spec c) {
+template <class T, class Out> __global__ void __launch_bounds__(BLOCK) conv_simple(k_conv_spec c) {
   const int phase = blockIdx.z, py = phase / 2, px = phase % 2;
   const int taps = c.kt * c.kh * c.kw, phases = c.up * c.up;
   const int64_t pixels = (int64_t)c.To * c.Ho * c.Wo, terms = (int64_t)taps * c.ci;
@@ -85,8 +85,8 @@ template <class T> __global__ void __launch_bounds__(BLOCK) conv_simple(k_conv_s
         int64_t j = p % c.Wo, i = p / c.Wo % c.Ho, t = p / c.Wo / c.Ho;
         int64_t at = ((t * c.Ho * c.up + i * c.up + py) * c.Wo * c.up + j * c.up + px) * c.co + o;
         if (c.bias) v += c.bias[o];
-        if (c.residual) v += to_f32(((const T *)c.residual)[at]);
-        put((T *)c.out + at, v);
+        if (c.residual) v += to_f32(((const Out *)c.residual)[at]);
+        put((Out *)c.out + at, v);
       });
 }
 
@@ -106,8 +106,10 @@ void k_gemm(k_stream s, const k_gemm_spec *g, k_data a, k_data b, k_data out, co
 void k_conv_simple(k_stream s, const k_conv_spec *c, k_type type) {
   dim3 grid(blocks_for((int64_t)c->To * c->Ho * c->Wo, TILE), blocks_for(c->co, TILE),
             (unsigned)(c->up * c->up));
-  if (type == K_BF16)
-    conv_simple<bf16><<<grid, BLOCK, 0, s>>>(*c);
+  if (type == K_F32)
+    conv_simple<float, float><<<grid, BLOCK, 0, s>>>(*c);
+  else if (c->out_type == K_F32)
+    conv_simple<bf16, float><<<grid, BLOCK, 0, s>>>(*c);
   else
-    conv_simple<float><<<grid, BLOCK, 0, s>>>(*c);
+    conv_simple<bf16, bf16><<<grid, BLOCK, 0, s>>>(*c);
 }

@@ -103,11 +103,14 @@ typedef struct k_conv_spec {
   int kt, kh, kw;
   int stride_t, stride_h, stride_w, pad_top, pad_left;
   int up;
+  k_type out_type; /* of out and residual */
   const void *x, *w, *residual;
   const float *bias;
   void *out;
 } k_conv_spec;
-void k_conv_simple(k_stream s, const k_conv_spec *c, k_type type);
+void k_conv_simple(k_stream s, const k_conv_spec *c, k_type type); /* type: of x and w */
+/* bf16 on compute capability 9.0; encoder is the driver's cuTensorMapEncodeTiled. False: not this case. */
+bool k_conv_sm90(k_stream s, void *encoder, const k_conv_spec *c);
 
 /* ---- flash.cu ---- */
 typedef struct k_flash_spec {

@@ -58,16 +58,25 @@ template <class T> struct dup_spec {
   const T *x;
   int ft, fs, skip, H, W, co, ci;
 };
-template <class T> __global__ void dup_up_add(dup_spec<T> d, int64_t n) {
+/* N channels from the index'th group of N on */
+template <int N, class T> __global__ void dup_up_add(dup_spec<T> d, int64_t groups) {
   int64_t i = index();
-  if (i >= n) return;
-  place p = split(i, d.H, d.W, d.co);
+  if (i >= groups) return;
+  place p = split(i, d.H, d.W, d.co / N);
   const int fold = d.ft * d.fs * d.fs, repeats = d.co * fold / d.ci;
-  int64_t frame = p.t + d.skip;
-  int a = (int)(frame % d.ft), b = p.y % d.fs, c = p.x % d.fs;
-  int from = (p.c * fold + (a * d.fs + b) * d.fs + c) / repeats;
-  int64_t at = join(frame / d.ft, p.y / d.fs, p.x / d.fs, from, d.H / d.fs, d.W / d.fs, d.ci);
-  put(d.out + i, to_f32(d.out[i]) + to_f32(d.x[at]));
+  int64_t frame = p.t + d.skip, t = frame / d.ft;
+  int a = (int)(frame - t * d.ft), b = p.y % d.fs, c = p.x % d.fs, shift = (a * d.fs + b) * d.fs + c;
+  const T *x = d.x + join(t, p.y / d.fs, p.x / d.fs, 0, d.H / d.fs, d.W / d.fs, d.ci);
+  T *out = d.out + i * N;
+  if constexpr (N == VEC) {
+    float v[VEC];
+    load8(out, v);
+#pragma unroll
+    for (int j = 0; j < VEC; j++) v[j] += to_f32(x[((p.c * VEC + j) * fold + shift) / repeats]);
+    store8(out, v);
+  } else {
+    put(out, to_f32(out[0]) + to_f32(x[(p.c * fold + shift) / repeats]));
+  }
 }
 
 template <class T> struct avg_spec {
@@ -173,7 +182,10 @@ void k_time_unshuffle(k_stream s, k_data x, k_data out, int T, int64_t hw, int c
 template <class T> static void run_dup(k_stream s, T *out, k_data x, dup_spec<T> d, int64_t n) {
   d.out = out;
   d.x = static_cast<const T *>(x.p);
-  dup_up_add<<<blocks_for(n, BLOCK), BLOCK, 0, s>>>(d, n);
+  if (d.co % VEC == 0 && aligned16(out))
+    dup_up_add<VEC><<<blocks_for(n / VEC, BLOCK), BLOCK, 0, s>>>(d, n / VEC);
+  else
+    dup_up_add<1><<<blocks_for(n, BLOCK), BLOCK, 0, s>>>(d, n);
 }
 
 void k_dup_up_add(k_stream s, k_data out, k_data x, int ft, int fs, int skip, int T, int H, int W, int co,
