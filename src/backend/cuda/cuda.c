@@ -79,7 +79,10 @@ static wan_status make_pool(backend *be) {
   CORE_TRY(cuda_check(be, cudaMemPoolCreate(&c->pool, &props), "creating a memory pool"));
   CORE_TRY(cuda_check(be, cudaMemPoolSetAttribute(c->pool, cudaMemPoolAttrReleaseThreshold, &keep),
                       "setting up the memory pool"));
-  if (!(c->reduce = cuda_mem_alloc(be, reduce_bytes()))) return WAN_ERR_MEMORY;
+  void *reduce = cuda_mem_alloc(be, reduce_bytes());
+  if (!reduce) return WAN_ERR_MEMORY;
+  c->reduce = reduce;
+  c->flag = reduce;
   if (!(c->workspace = cuda_mem_alloc(be, WORKSPACE_BYTES))) return WAN_ERR_MEMORY;
   c->workspace_bytes = WORKSPACE_BYTES;
   return cuda_check(be, cudaMallocHost((void **)&c->reduce_host, reduce_bytes()), "allocating pinned memory");

@@ -37,6 +37,7 @@ typedef struct cuda_state {
   void *tensor_map_encode; /* cuTensorMapEncodeTiled, NULL before compute capability 9.0 */
   double *reduce;          /* device: room for reductions */
   double *reduce_host;     /* pinned */
+  int *flag;               /* the same memory as reduce, for all_finite */
 } cuda_state;
 
 static inline cuda_state *cuda_of(backend *be) {

@@ -199,10 +199,10 @@ wan_status cuda_concat_channels(backend *be, tensor a, tensor b, tensor out) {
 wan_status cuda_all_finite(backend *be, tensor x, bool *finite) {
   cuda_state *c = cuda_of(be);
   *finite = false;
-  CORE_TRY(cuda_zero(be, c->reduce, sizeof(int)));
-  k_not_finite(c->stream, cuda_data(x), tensor_count(&x), (int *)c->reduce);
+  CORE_TRY(cuda_zero(be, c->flag, sizeof *c->flag));
+  k_not_finite(c->stream, cuda_data(x), tensor_count(&x), c->flag);
   CORE_TRY(cuda_launched(be, "all_finite"));
-  CORE_TRY(cuda_download(be, c->reduce_host, c->reduce, sizeof(int)));
+  CORE_TRY(cuda_download(be, c->reduce_host, c->flag, sizeof *c->flag));
   int bad = 1;
   memcpy(&bad, c->reduce_host, sizeof bad);
   *finite = !bad;
