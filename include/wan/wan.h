@@ -225,7 +225,8 @@ WAN_API void wan_generate_params_init(wan_generate_params *params);
  * which the caller frees with wan_free() once params is no longer used. */
 WAN_API wan_status wan_generate_params_from_json(wan_context *context, const char *json,
                                                  wan_generate_params *params, void **storage);
-/* result may be NULL. On any failure no output file is left behind (a checkpoint file is kept). */
+/* result may be NULL. On any failure no output file is left behind; a checkpoint file and a latent that was
+ * finished before are kept. */
 WAN_API wan_status wan_generate(wan_model *model, const wan_generate_params *params,
                                 wan_generate_result *result);
 WAN_API void wan_generate_result_init(wan_generate_result *result);

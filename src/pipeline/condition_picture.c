@@ -187,7 +187,7 @@ static wan_status encode_clip(encoding *e, vae_encoder *enc, tensor latent) {
   int grey = 0; /* pushes of nothing but grey so far */
   for (int64_t t = 0; t < s->T; t++) {
     int n = t ? 4 : 1;
-    bool flags[4], any = false;
+    bool flags[4] = {0}, any = false;
     for (int i = 0; i < n; i++) {
       int f = t ? (int)(t - 1) * 4 + 1 + i : 0;
       CORE_TRY(clip_frame(e, f, e->frames + (size_t)i * frame_floats(e), &flags[i]));

@@ -66,11 +66,11 @@ def test_formats(folder):
 
 def test_replay(folder):
     generate("t2v", "-o", folder / "a.mp4", "--guidance", "2,3.5", "--sampler", "dpm++", "--shift", "7", "--cfg-zero-star")
-    wan("generate", "-m", CKPT / "t2v", "--replay", folder / "a.mp4", "-o", folder / "b.mp4", "--progress", "none")
+    wan("generate", "-m", CKPT / "t2v", "--replay", folder / "a.mp4", "-o", folder / "b.mp4", "--progress", "none", "-t", "1")
     assert np.array_equal(frames(folder / "a.mp4"), frames(folder / "b.mp4"))
     assert (folder / "a.mp4").read_bytes() == (folder / "b.mp4").read_bytes()
     generate("i2v", "-i", PICTURE, "-o", folder / "c.mp4")
-    wan("generate", "-m", CKPT / "i2v", "--replay", folder / "c.mp4", "-o", folder / "d.mp4", "--progress", "none")
+    wan("generate", "-m", CKPT / "i2v", "--replay", folder / "c.mp4", "-o", folder / "d.mp4", "--progress", "none", "-t", "1")
     assert np.array_equal(frames(folder / "c.mp4"), frames(folder / "d.mp4"))
     wan("generate", "-m", CKPT / "t2v", "--replay", folder / "a.mp4", "--seed", "6", "-o", folder / "e.mp4", "--progress", "none")
     assert not np.array_equal(frames(folder / "a.mp4"), frames(folder / "e.mp4"))
@@ -97,7 +97,7 @@ def test_guidance_one_is_one_pass(folder):
 
 def start(folder, *args):
     return subprocess.Popen([WAN, "generate", "-m", str(CKPT / "ti2v"), "-p", "a red ball", "-s", "96x64", "-f", "9", "--seed", "5",
-                             "--progress", "json", *map(str, args)],
+                             "--progress", "json", "-t", "1", *map(str, args)],
                             cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
@@ -111,16 +111,16 @@ def wait_for_step(p, step):
 def test_kill_and_resume(folder):
     """kill -9 in the middle of the loop; the resumed run's latent has the same bits as an undisturbed one's."""
     for sampler in ("unipc", "dpm++", "euler"):
-        flags = ["--steps", "120", "--sampler", sampler, "--apg"]
-        generate("ti2v", *flags[2:], "--save-latent", folder / "whole.safetensors", "-o", folder / "whole.mp4", steps=120)
+        flags = ["--steps", "40", "--sampler", sampler, "--apg"]
+        generate("ti2v", *flags[2:], "--save-latent", folder / "whole.safetensors", "-o", folder / "whole.mp4", steps=40)
         p = start(folder, *flags, "--checkpoint", "c.safetensors", "-o", "cut.mp4")
-        wait_for_step(p, 20)
+        wait_for_step(p, 8)
         p.kill()
         p.wait()
         p.stderr.close()
         assert (folder / "c.safetensors").exists() and not (folder / "cut.mp4").exists()
         r = generate("ti2v", *flags[2:], "--checkpoint", folder / "c.safetensors", "--save-latent", folder / "cut.safetensors",
-                     "-o", folder / "cut.mp4", steps=120)
+                     "-o", folder / "cut.mp4", steps=40)
         assert "resuming after step" in r.stderr, r.stderr
         assert np.array_equal(read(folder / "whole.safetensors")["latent"], read(folder / "cut.safetensors")["latent"]), sampler
         assert np.array_equal(frames(folder / "whole.mp4"), frames(folder / "cut.mp4"))
@@ -129,14 +129,14 @@ def test_kill_and_resume(folder):
 
 
 def test_checkpoint_of_another_run(folder):
-    p = start(folder, "--steps", "120", "--checkpoint", "c.safetensors", "-o", "a.mp4")
+    p = start(folder, "--steps", "40", "--checkpoint", "c.safetensors", "-o", "a.mp4")
     wait_for_step(p, 3)
     p.kill()
     p.wait()
     p.stderr.close()
     saved = (folder / "c.safetensors").read_bytes()
     for flags, name in ((["--shift", "4"], "shift"), (["-g", "3"], "guidance_low"), (["--precision", "f32"], "precision")):
-        r = generate("ti2v", "--checkpoint", folder / "c.safetensors", "-o", folder / "b.mp4", *flags, steps=120, code=1)
+        r = generate("ti2v", "--checkpoint", folder / "c.safetensors", "-o", folder / "b.mp4", *flags, steps=40, code=1)
         assert f"other settings: {name} was" in r.stderr, r.stderr
     assert (folder / "c.safetensors").read_bytes() == saved and not (folder / "b.mp4").exists()
 
