@@ -146,30 +146,37 @@ float f8e5m2_to_f32(uint8_t b) {
   return f16_to_f32((uint16_t)((uint16_t)b << 8)); /* e5m2 is the upper byte of f16 */
 }
 
+/* Files may keep values at any address, so they are copied out, not read through a pointer to their type;
+ * compilers make plain (vector) loads of it. */
+#define CONVERT(type, to_f32)                               \
+  for (size_t i = 0; i < n; i++) {                          \
+    type value;                                             \
+    memcpy(&value, bytes + i * sizeof value, sizeof value); \
+    dst[i] = to_f32(value);                                 \
+  }                                                         \
+  break
+
 void convert_to_f32(dtype from, const void *src, float *dst, size_t n) {
+  const unsigned char *bytes = src;
   switch (from) {
   case DT_F32:
-    memcpy(dst, src, n * sizeof *dst);
+    if (n) memcpy(dst, src, n * sizeof *dst);
     break;
   case DT_BF16:
-    for (size_t i = 0; i < n; i++) dst[i] = bf16_to_f32(((const uint16_t *)src)[i]);
-    break;
+    CONVERT(uint16_t, bf16_to_f32);
   case DT_F16:
-    for (size_t i = 0; i < n; i++) dst[i] = f16_to_f32(((const uint16_t *)src)[i]);
-    break;
+    CONVERT(uint16_t, f16_to_f32);
   case DT_F8E4M3:
-    for (size_t i = 0; i < n; i++) dst[i] = f8e4m3_to_f32(((const uint8_t *)src)[i]);
-    break;
+    CONVERT(uint8_t, f8e4m3_to_f32);
   case DT_F8E5M2:
-    for (size_t i = 0; i < n; i++) dst[i] = f8e5m2_to_f32(((const uint8_t *)src)[i]);
-    break;
+    CONVERT(uint8_t, f8e5m2_to_f32);
   case DT_F64:
-    for (size_t i = 0; i < n; i++) dst[i] = (float)((const double *)src)[i];
-    break;
+    CONVERT(double, (float));
   default:
     for (size_t i = 0; i < n; i++) dst[i] = NAN; /* not a float type: never silently a number */
   }
 }
+#undef CONVERT
 
 void convert_from_f32(dtype to, const float *src, void *dst, size_t n) {
   switch (to) {

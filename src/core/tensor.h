@@ -66,7 +66,8 @@ uint16_t f32_to_f16(float f);
 float f16_to_f32(uint16_t h);
 float f8e4m3_to_f32(uint8_t b);
 float f8e5m2_to_f32(uint8_t b);
-/* Convert n host elements of any float dtype (or F64) to f32 / from f32 to F32, BF16 or F16. */
+/* Convert n host elements of any float dtype (or F64) to f32 / from f32 to F32, BF16 or F16. src of the
+ * first may lie at any address. */
 void convert_to_f32(dtype from, const void *src, float *dst, size_t n);
 void convert_from_f32(dtype to, const float *src, void *dst, size_t n);
 

@@ -25,7 +25,8 @@ typedef struct dit_config {
 typedef struct dit dit;
 typedef struct dit_text dit_text;
 
-/* Open the expert stored in `path` (a directory with config.json and safetensors, or a file).
+/* Open the expert stored in `path` (a directory with safetensors, or a file); config.json is looked for in
+ * the directory or beside the file.
  * Weights stay mapped; `keep_bytes` is how many bytes of prepared weights may stay loaded between
  * passes (0: every block is loaded for its use only). */
 wan_status dit_open(backend *be, const char *path, uint64_t keep_bytes, dit **out);

@@ -104,6 +104,21 @@ static void choose_residency(dit *d, uint64_t keep_bytes) {
   }
 }
 
+/* The config.json that belongs to `path`: in that folder, or beside that file; *out NULL when there is
+ * none. */
+static wan_status find_config(core_ctx *ctx, const char *path, char **out) {
+  const char *slash = strrchr(path, '/');
+  if (core_path_is_dir(path))
+    *out = core_path_join(ctx, path, "config.json");
+  else
+    *out = core_asprintf(ctx, "%.*sconfig.json", slash ? (int)(slash + 1 - path) : 0, path);
+  if (!*out) return WAN_ERR_MEMORY;
+  if (core_path_exists(*out)) return WAN_OK;
+  core_free(ctx, *out);
+  *out = NULL;
+  return WAN_OK;
+}
+
 wan_status dit_open(backend *be, const char *path, uint64_t keep_bytes, dit **out) {
   *out = NULL;
   dit *d = core_calloc(be->ctx, 1, sizeof *d);
@@ -111,9 +126,8 @@ wan_status dit_open(backend *be, const char *path, uint64_t keep_bytes, dit **ou
   d->be = be;
   char *config = NULL;
   wan_status s = weight_set_open(be->ctx, path, WEIGHTS_DIT, &d->set);
-  if (s == WAN_OK && core_path_is_dir(path) && !(config = core_path_join(be->ctx, path, "config.json")))
-    s = WAN_ERR_MEMORY;
-  if (s == WAN_OK) s = dit_read_config(d, config && core_path_exists(config) ? config : NULL);
+  if (s == WAN_OK) s = find_config(be->ctx, path, &config);
+  if (s == WAN_OK) s = dit_read_config(d, config);
   if (s == WAN_OK && !(d->blocks = core_calloc(be->ctx, (size_t)d->config.layers, sizeof *d->blocks)))
     s = WAN_ERR_MEMORY;
   if (s == WAN_OK) s = bind_all(d);

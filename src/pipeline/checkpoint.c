@@ -1,12 +1,14 @@
 /* checkpoint.c: saved are the solver's live slots, the guidance momentum, and the conditioning (both
  * contexts, given latents or y), so that resuming needs neither text encoder nor VAE. All tensors are in
- * the engine's order [T, h, w, C]; the file is for resuming only. */
+ * the engine's order [T, h, w, C]; the file is for resuming only. A hash of their bytes tells a damaged file,
+ * which would otherwise make another video than the run that it belongs to. */
 #include "pipeline/checkpoint.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "pipeline/hash.h"
 #include "weights/safetensors.h"
 
 static const char *const slot_names[SLOT_COUNT] = {"x", "v", "m0", "m1", "last"};
@@ -43,12 +45,31 @@ static wan_status snap_all(snapshot *s, denoiser *d) {
   return WAN_OK;
 }
 
+/* Of the settings, the position, and all tensors in the order of the file. */
+typedef struct digest {
+  uint64_t value;
+  char text[17];
+} digest;
+
+static void digest_start(digest *d, const char *settings, const char *done) {
+  *d = (digest){.value = hash_text(hash_text(HASH_START, settings), done)};
+}
+
+static void digest_add(digest *d, const char *name, tensor t) {
+  d->value = hash_bytes(hash_text(d->value, name), t.data, tensor_bytes(&t));
+  snprintf(d->text, sizeof d->text, "%016llx", (unsigned long long)d->value);
+}
+
 wan_status checkpoint_save(denoiser *d, const char *path, const char *settings) {
   snapshot s = {.be = d->be};
   char done[16];
   snprintf(done, sizeof done, "%d", d->solver.done);
-  const char *metadata[] = {"wan.c checkpoint", "1", "settings", settings, "done", done, NULL};
+  digest sum;
+  digest_start(&sum, settings, done);
+  const char *metadata[] = {"wan.c checkpoint", "1", "settings", settings, "done", done, "hash",
+                            sum.text,           NULL};
   wan_status st = snap_all(&s, d);
+  for (int i = 0; i < s.n; i++) digest_add(&sum, s.t[i].name, s.t[i].value);
   if (st == WAN_OK) st = safetensors_write(d->ctx, path, s.n, s.t, metadata);
   for (int i = 0; i < s.n; i++)
     if (s.owned[i]) core_free(d->ctx, s.t[i].value.data);
@@ -80,6 +101,16 @@ static wan_status load_latent(const source *s, const char *name, int64_t channel
   *out = tensor_alloc(s->d->be, DT_F32, 4, t.dim);
   tensor_upload(s->d->be, *out, t.data);
   return backend_status(s->d->be);
+}
+
+/* The file keeps the order in which its tensors were written. */
+static bool intact(const source *s, const char *settings, const char *done) {
+  const char *hash = safetensors_metadata(s->file, "hash");
+  digest sum;
+  digest_start(&sum, settings, done);
+  for (int64_t i = 0; i < safetensors_count(s->file); i++)
+    digest_add(&sum, safetensors_name(s->file, i), safetensors_tensor(s->file, i));
+  return hash && strcmp(hash, sum.text) == 0;
 }
 
 static wan_status load_host(const source *s, const char *name, tensor *out) {
@@ -124,6 +155,7 @@ static wan_status load(const source *s, const char *settings) {
   CORE_TRY(settings_compare(d->ctx, saved, settings, s->path));
   d->solver.done = (int)strtol(done, NULL, 10);
   if (d->solver.done < 1 || d->solver.done > d->s->steps) return damaged(s, "the step number");
+  if (!intact(s, saved, done)) return damaged(s, "its data was changed since it was written");
   return load_all(s);
 }
 

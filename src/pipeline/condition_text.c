@@ -58,6 +58,12 @@ wan_status condition_text(wan_model *m, denoiser *d, uint64_t keep_bytes) {
         m->ctx, WAN_ERR_FORMAT,
         "%s: the text encoder makes %lld channels, the transformer takes %lld: they are not of one model",
         m->dir.part[MODEL_TEXT], (long long)umt5_dim(encoder), (long long)m->config[0].text_dim);
+  if (s == WAN_OK && tokenizer_vocab_size(tok) > umt5_vocab(encoder))
+    s = core_fail(
+        m->ctx, WAN_ERR_FORMAT,
+        "%s: the tokenizer has %d tokens, the text encoder (%s) knows %lld: they are not of one model",
+        m->dir.part[MODEL_TOKENIZER], tokenizer_vocab_size(tok), m->dir.part[MODEL_TEXT],
+        (long long)umt5_vocab(encoder));
   if (s == WAN_OK) s = encode_all(d, tok, encoder);
   if (encoder) umt5_close(encoder);
   if (tok) tokenizer_close(tok);

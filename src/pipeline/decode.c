@@ -89,6 +89,38 @@ wan_status decode_picture(backend *be, const char *vae_path, tensor frame, int *
 
 /* ---- Output ---- */
 
+/* Before hours of work: is the folder there, and may files be made in it? A path that ends with a slash is
+ * a folder itself, made when it is missing. */
+static wan_status check_folder(core_ctx *ctx, const char *path) {
+  char *dir = core_strdup(ctx, path), *slash;
+  if (!dir) return WAN_ERR_MEMORY;
+  size_t n = strlen(dir);
+  bool folder = n > 1 && dir[n - 1] == '/';
+  while (n > 1 && dir[n - 1] == '/') dir[--n] = 0;
+  wan_status s = WAN_OK;
+  if (!folder || !core_path_exists(dir)) { /* the last name is still to be made */
+    slash = strrchr(dir, '/');
+    if (!slash)
+      strcpy(dir, "."); /* names are not empty */
+    else
+      slash[slash == dir] = 0;
+  }
+  if (!core_path_is_dir(dir))
+    s = core_fail(ctx, WAN_ERR_IO, "%s: the folder %s does not exist", path, dir);
+  else if (access(dir, W_OK | X_OK) != 0)
+    s = core_fail(ctx, WAN_ERR_IO, "%s: no permission to write into the folder %s", path, dir);
+  core_free(ctx, dir);
+  return s;
+}
+
+wan_status output_check_file(core_ctx *ctx, const char *path) {
+  if (!path) return WAN_OK;
+  if (!*path) return core_fail(ctx, WAN_ERR_ARGUMENT, "the name of an output file is empty");
+  if (core_path_is_dir(path))
+    return core_fail(ctx, WAN_ERR_IO, "%s: is a folder, a file name is needed", path);
+  return check_folder(ctx, path);
+}
+
 wan_status output_check(core_ctx *ctx, const char *path, int width, int height) {
   video_format format;
   if (!path) return WAN_OK;
@@ -104,19 +136,8 @@ wan_status output_check(core_ctx *ctx, const char *path, int width, int height) 
   if ((width % 2 || height % 2) && format != VIDEO_GIF && format != VIDEO_PNG_SEQUENCE)
     return core_fail(ctx, WAN_ERR_ARGUMENT, "%s: a frame of %dx%d can't be stored, both have to be even",
                      path, width, height);
-  /* Before hours of work: is the folder there, and may files be made in it? */
-  const char *slash = strrchr(path, '/');
-  char *dir = slash == path ? core_strdup(ctx, "/")
-              : slash       ? core_asprintf(ctx, "%.*s", (int)(slash - path), path)
-                            : core_strdup(ctx, ".");
-  if (!dir) return WAN_ERR_MEMORY;
-  wan_status s = WAN_OK;
-  if (!core_path_is_dir(dir))
-    s = core_fail(ctx, WAN_ERR_IO, "%s: the folder %s does not exist", path, dir);
-  else if (access(dir, W_OK) != 0)
-    s = core_fail(ctx, WAN_ERR_IO, "%s: no permission to write into the folder %s", path, dir);
-  core_free(ctx, dir);
-  return s;
+  if (format != VIDEO_PNG_SEQUENCE) return output_check_file(ctx, path);
+  return check_folder(ctx, path);
 }
 
 wan_status output_open(core_ctx *ctx, const wan_generate_params *p, int width, int height, double fps,

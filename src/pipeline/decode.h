@@ -26,6 +26,7 @@ typedef struct frame_output {
 } frame_output;
 /* Check that the output can be written, without creating anything: name, folder, encoder, size. */
 wan_status output_check(core_ctx *ctx, const char *path, int width, int height);
+wan_status output_check_file(core_ctx *ctx, const char *path); /* any other file; NULL is fine */
 wan_status output_open(core_ctx *ctx, const wan_generate_params *p, int width, int height, double fps,
                        const char *metadata, frame_output *out);
 wan_status output_push(void *output, int index, int width, int height, const uint8_t *rgb); /* a frame_sink */

@@ -25,9 +25,8 @@ typedef struct generation {
 
 static wan_status stage_begin(generation *g, wan_stage stage, int steps) {
   scope_trim(g->m->be);
-  CORE_TRY(core_check_cancel(g->m->ctx));
   progress_stage(&g->progress, stage, steps);
-  return WAN_OK;
+  return core_check_cancel(g->m->ctx); /* also of a cancellation by the receiver of this event */
 }
 
 static uint64_t keep_bytes(const generation *g, wan_stage stage) {
@@ -46,6 +45,8 @@ static wan_status prepare(generation *g) {
   wan_model *m = g->m;
   CORE_TRY(settings_resolve(m, g->p, g->p->from_latent_path != NULL, &g->s));
   CORE_TRY(output_check(m->ctx, g->p->output_path, g->s.width, g->s.height));
+  CORE_TRY(output_check_file(m->ctx, g->p->save_latent_path));
+  CORE_TRY(output_check_file(m->ctx, g->p->checkpoint_path));
   CORE_TRY(cost_estimate(m, &g->s, &g->cost));
   CORE_TRY(settings_to_json(m, &g->s, &g->json));
   g->budget = memory_budget(m->ctx);

@@ -1,6 +1,7 @@
 /* latent.c: reading, writing and drawing latents. */
 #include "pipeline/latent.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "core/rng.h"
@@ -52,6 +53,11 @@ wan_status latent_read(core_ctx *ctx, const safetensors *file, const char *path,
     integers_to_f32(t, data, n);
   else
     convert_to_f32(t.type, t.data, data, n);
+  for (size_t i = 0; i < n; i++) {
+    if (isfinite(data[i])) continue;
+    core_free(ctx, data);
+    return core_fail(ctx, WAN_ERR_NUMERIC, "%s: value %zu of \"%s\" is not a finite number", path, i, name);
+  }
   *out = tensor_of(DT_F32, data, t.ndim, t.dim);
   return WAN_OK;
 }

@@ -54,6 +54,8 @@ wan_status stage_schedule(stage_call *c) {
   const wan_generate_params *g = &c->p->generate;
   static const sampler_kind kinds[] = {SAMPLER_UNIPC, SAMPLER_DPMPP, SAMPLER_EULER};
   schedule plan;
+  if ((unsigned)g->sampler > WAN_SAMPLER_EULER)
+    return core_fail(c->ctx, WAN_ERR_ARGUMENT, "unknown sampler %d", (int)g->sampler);
   if (g->steps < 1 || (!g->sigmas && !(g->shift > 0)))
     return core_fail(c->ctx, WAN_ERR_ARGUMENT, "the schedule stage needs --steps and --shift");
   sampler_kind kind = kinds[g->sampler];

@@ -134,6 +134,24 @@ static void test_convert_arrays(void **state) {
   for (int i = 0; i < 5; i++) assert_true(isnan(back[i]));
 }
 
+/* Files may keep values at any address. */
+static void test_convert_unaligned(void **state) {
+  (void)state;
+  enum { N = 37 }; /* more than a vector, not a multiple of one */
+  const dtype types[] = {DT_F32, DT_F16, DT_BF16, DT_F8E4M3, DT_F8E5M2, DT_F64};
+  _Alignas(8) unsigned char raw[8 * N], moved[8 * N + 8];
+  for (size_t i = 0; i < sizeof raw; i++) raw[i] = (unsigned char)(i * 89 % 112); /* no exponent of ones */
+  for (size_t k = 0; k < sizeof types / sizeof types[0]; k++) {
+    float want[N], got[N];
+    convert_to_f32(types[k], raw, want, N);
+    for (size_t shift = 1; shift < 8; shift++) {
+      memcpy(moved + shift, raw, sizeof raw);
+      convert_to_f32(types[k], moved + shift, got, N);
+      assert_memory_equal(got, want, sizeof want);
+    }
+  }
+}
+
 static void test_dtypes(void **state) {
   (void)state;
   const size_t sizes[DT_COUNT] = {0, 4, 2, 2, 1, 1, 8, 1, 1, 2, 4, 8, 1};
@@ -207,10 +225,15 @@ static void test_shape_text(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_decode_all),       cmocka_unit_test(test_round_trip_all),
-      cmocka_unit_test(test_rounding_all),     cmocka_unit_test(test_convert_arrays),
-      cmocka_unit_test(test_dtypes),           cmocka_unit_test(test_counts),
-      cmocka_unit_test(test_views_and_slices), cmocka_unit_test(test_shape_text),
+      cmocka_unit_test(test_decode_all),
+      cmocka_unit_test(test_round_trip_all),
+      cmocka_unit_test(test_rounding_all),
+      cmocka_unit_test(test_convert_arrays),
+      cmocka_unit_test(test_convert_unaligned),
+      cmocka_unit_test(test_dtypes),
+      cmocka_unit_test(test_counts),
+      cmocka_unit_test(test_views_and_slices),
+      cmocka_unit_test(test_shape_text),
   };
   return cmocka_run_group_tests_name("tensor", tests, NULL, NULL);
 }

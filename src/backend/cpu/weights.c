@@ -19,19 +19,10 @@ static void widen_f8(dtype from, const uint8_t *src, float *dst, int64_t n) {
 }
 
 void cpu_widen(dtype from, const void *src, float *dst, int64_t n) {
-  _Alignas(8) char copy[8 * 512];
-  if (from == DT_F8E4M3 || from == DT_F8E5M2) {
+  if (from == DT_F8E4M3 || from == DT_F8E5M2)
     widen_f8(from, src, dst, n);
-  } else if (aligned(src, from)) {
+  else
     convert_to_f32(from, src, dst, (size_t)n);
-  } else {
-    size_t size = dtype_size(from);
-    for (int64_t at = 0; at < n; at += 512) {
-      int64_t m = n - at < 512 ? n - at : 512;
-      memcpy(copy, (const char *)src + (size_t)at * size, (size_t)m * size);
-      convert_to_f32(from, copy, dst + at, (size_t)m);
-    }
-  }
 }
 
 /* All n elements of src as F32 or BF16. */
