@@ -101,13 +101,15 @@ static wan_status generate_with_files(call *k) {
   tiny_reset(&k->run, k->c);
   tiny_params(&k->run, k->picture, &p);
   p.checkpoint_path = k->in; /* saved twice, removed at the end */
+  p.save_latent_path = k->out;
   p.apg = true;
   p.skip_layers = (const int[]){0};
   p.skip_layer_count = 1;
   p.skip_layer_scale = 1;
   p.skip_layer_end = 1;
   wan_status s = wan_generate(k->m, &p, NULL);
-  unlink(k->in); /* a checkpoint survives a failure, and the next run must not resume */
+  unlink(k->in);  /* a checkpoint survives a failure, and the next run must not resume */
+  unlink(k->out); /* and so does a latent, once finished */
   return s;
 }
 
