@@ -76,6 +76,8 @@ add_executable(wan ${wan_cli_sources})
 target_include_directories(wan PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(wan PRIVATE wan_static PkgConfig::POPT)
 
+# Found from the file itself, so that "cmake --install --prefix" can put it anywhere.
+file(RELATIVE_PATH wan_pc_up /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(${PROJECT_SOURCE_DIR}/src/api/wan.pc.in ${PROJECT_BINARY_DIR}/wan.pc @ONLY)
 install(TARGETS wan wan_shared wan_static RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}

@@ -59,7 +59,7 @@ wan_status backend_open(core_ctx *ctx, const backend_config *config, backend **o
     if (config->name && strcmp(config->name, backends[i].name) != 0) continue;
     wan_status s = open_one(ctx, i, config, out);
     if (s == WAN_OK || s == WAN_ERR_MEMORY || config->name || i + 1 == BACKENDS) return s;
-    core_log(ctx, WAN_LOG_NOTICE, "backend %s is not used: %s", backends[i].name, ctx->message);
+    core_log(ctx, WAN_LOG_INFO, "backend %s is not used: %s", backends[i].name, ctx->message);
   }
   char known[64] = "";
   for (int i = 0; i < BACKENDS; i++) {

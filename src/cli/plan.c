@@ -50,13 +50,13 @@ static void print_plan(const wan_plan *p) {
   uint64_t peak = 0;
   for (int i = 0; i < WAN_STAGE_COUNT; i++) {
     if (p->flops[i] == 0) continue;
-    printf("%-8s  %10.3f  %10.1f  %10.2f\n", wan_stage_name((wan_stage)i), p->flops[i] / 1e12, p->seconds[i],
+    printf("%-8s  %10.3f  %10.2f  %10.3f\n", wan_stage_name((wan_stage)i), p->flops[i] / 1e12, p->seconds[i],
            (double)p->memory_peak[i] / (1 << 30));
     flops += p->flops[i];
     seconds += p->seconds[i];
     if (p->memory_peak[i] > peak) peak = p->memory_peak[i];
   }
-  printf("%-8s  %10.3f  %10.1f  %10.2f\n", "all", flops / 1e12, seconds, (double)peak / (1 << 30));
+  printf("%-8s  %10.3f  %10.2f  %10.3f\n", "all", flops / 1e12, seconds, (double)peak / (1 << 30));
   if (!p->fits) printf("this does not fit into the memory that may be used\n");
 }
 
