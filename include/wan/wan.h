@@ -237,6 +237,8 @@ WAN_API wan_status wan_write_png(wan_context *context, const char *path, int wid
                                  const uint8_t *rgb);
 /* The settings stored in a video written by wan_generate(), as JSON text; free with wan_free(). */
 WAN_API wan_status wan_video_settings(wan_context *context, const char *path, char **json);
+/* The same of a checkpoint file (checkpoint_path). */
+WAN_API wan_status wan_checkpoint_settings(wan_context *context, const char *path, char **json);
 
 /* ---- Planning ---- */
 

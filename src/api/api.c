@@ -5,6 +5,7 @@
 #include "api/context.h"
 #include "media/media.h"
 #include "pipeline/bench.h"
+#include "pipeline/checkpoint.h"
 #include "pipeline/generate.h"
 #include "pipeline/plan.h"
 #include "pipeline/stage.h"
@@ -80,6 +81,12 @@ wan_status wan_generate_params_from_json(wan_context *c, const char *json, wan_g
 wan_status wan_video_settings(wan_context *c, const char *path, char **json) {
   char *text = NULL;
   wan_status s = video_read_metadata(&c->core, path, &text);
+  return context_hand_out(c, s, text, json);
+}
+
+wan_status wan_checkpoint_settings(wan_context *c, const char *path, char **json) {
+  char *text = NULL;
+  wan_status s = checkpoint_settings(&c->core, path, &text);
   return context_hand_out(c, s, text, json);
 }
 

@@ -70,6 +70,26 @@ typedef enum option_id {
   /* the official command line */
   OPT_TASK,
   OPT_ULYSSES,
+  /* prompt extension */
+  OPT_EXTEND,
+  OPT_EXTEND_REQUIRED,
+  OPT_EXTEND_METHOD,
+  OPT_EXTEND_URL,
+  OPT_EXTEND_MODEL,
+  OPT_EXTEND_LANG,
+  OPT_EXTEND_SYSTEM,
+  OPT_EXTEND_TIMEOUT,
+  /* vision-language sizes */
+  OPT_FACTOR,
+  OPT_MIN_PIXELS,
+  OPT_MAX_PIXELS,
+  OPT_TOTAL_PIXELS,
+  OPT_MIN_FRAMES,
+  OPT_MAX_FRAMES,
+  OPT_TOTAL_FRAMES,
+  OPT_VIDEO_FPS,
+  OPT_START,
+  OPT_END,
   /* other commands */
   OPT_JSON,
   OPT_IN,
@@ -102,11 +122,11 @@ typedef struct cli_command {
   int (*run)(cli_args *args);
 } cli_command;
 
-extern const cli_command cli_generate, cli_stage, cli_info, cli_plan, cli_bench, cli_frame;
+extern const cli_command cli_generate, cli_extend, cli_stage, cli_info, cli_plan, cli_bench, cli_frame;
 
 /* Groups of options, options.c. */
 extern const struct poptOption options_machine[], options_content[], options_steps[], options_guidance[],
-    options_output[], options_official[];
+    options_output[], options_extend[], options_service[], options_official[];
 
 /* EXIT_FINE, or EXIT_USAGE after a message. *help: --help was given. */
 int cli_parse(const cli_command *command, int argc, char **argv, cli_args *args, bool *help);
@@ -139,6 +159,13 @@ typedef struct cli_lists {
 } cli_lists;
 /* Fill params from the options (on top of what is in there). */
 bool cli_generate_params(const cli_args *args, wan_generate_params *params, cli_lists *lists);
+
+/* The options of options_service. *storage: free() what is in it afterwards. EXIT_FINE, or a code after a
+ * message. */
+int cli_extend_params(const cli_args *args, wan_extend_params *params, char **storage);
+/* --extend: puts the extended prompt into params. *prompt: free() it when params is no longer used. */
+int cli_extend_prompt(wan_context *context, const cli_args *args, wan_family family,
+                      wan_generate_params *params, char **prompt);
 
 /* The context of a command: options, log to stderr, Ctrl-C. NULL after a message, *code set. */
 wan_context *cli_open(const cli_args *args, int *code);

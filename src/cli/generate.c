@@ -15,6 +15,8 @@ static const struct poptOption options[] = {GROUP(options_machine, "Model and ma
                                             GROUP(options_steps, "Steps:"),
                                             GROUP(options_guidance, "Guidance:"),
                                             GROUP(options_output, "Output:"),
+                                            GROUP(options_extend, "Prompt extension:"),
+                                            GROUP(options_service, NULL),
                                             GROUP(options_official, "Flags of the official generate.py:"),
                                             POPT_TABLEEND};
 
@@ -27,6 +29,7 @@ typedef struct job {
   cli_lists lists;
   progress_view view;
   char *replayed; /* JSON */
+  char *extended; /* the prompt */
   char *name;     /* the default output name */
 } job;
 
@@ -109,6 +112,8 @@ static int prepare(job *j) {
     if (s != WAN_OK) return cli_status(j->context, s);
   }
   if (!cli_generate_params(args, &j->params, &j->lists)) return EXIT_USAGE;
+  if (args->value[OPT_PROMPT]) j->params.original_prompt = NULL; /* that of a replayed video */
+  if (args->value[OPT_EXTEND] && j->params.original_prompt) j->params.prompt = j->params.original_prompt;
   if (!j->params.prompt && !j->params.from_latent_path && !args->value[OPT_DRY_RUN])
     return cli_fail(EXIT_USAGE, "a prompt is needed: -p TEXT");
   if (!j->params.prompt) j->params.prompt = "";
@@ -133,6 +138,9 @@ static int dry_run(job *j) {
 
 static int generate(job *j) {
   wan_generate_params *p = &j->params;
+  int code = p->from_latent_path ? EXIT_FINE
+                                 : cli_extend_prompt(j->context, j->args, j->info.family, p, &j->extended);
+  if (code != EXIT_FINE) return code;
   if (!p->output_path) {
     if (!(j->name = default_name(j))) return cli_fail(EXIT_ERROR, "out of memory");
     p->output_path = j->name;
@@ -165,6 +173,7 @@ static int run(cli_args *args) {
   wan_free(j.lists.replay);
   wan_free(j.replayed);
   free(j.name);
+  free(j.extended);
   cli_close(j.context);
   return code;
 }

@@ -4,8 +4,8 @@
 
 #include "cli/cli.h"
 
-static const cli_command *const commands[] = {&cli_generate, &cli_stage, &cli_info,
-                                              &cli_plan,     &cli_bench, &cli_frame};
+static const cli_command *const commands[] = {&cli_generate, &cli_extend, &cli_stage, &cli_info,
+                                              &cli_plan,     &cli_bench,  &cli_frame};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static const cli_command *find(const char *name) {

@@ -78,6 +78,22 @@ const struct poptOption options_output[] = {
          "NAME"),
     POPT_TABLEEND};
 
+const struct poptOption options_service[] = {
+    TEXT("extend-method", 0, OPT_EXTEND_METHOD, "local_qwen (default), dashscope or openai", "NAME"),
+    TEXT("extend-url", 0, OPT_EXTEND_URL, "address of the service; default: the method's", "URL"),
+    TEXT("extend-model", 0, OPT_EXTEND_MODEL, "name of the language model; default: the method's", "NAME"),
+    TEXT("extend-lang", 0, OPT_EXTEND_LANG, "language of the result: zh (default) or en", "NAME"),
+    TEXT("extend-system", 0, OPT_EXTEND_SYSTEM, "what the language model is told, instead of our text",
+         "FILE"),
+    TEXT("extend-timeout", 0, OPT_EXTEND_TIMEOUT, "seconds for it, retries included; default 180", "X"),
+    POPT_TABLEEND};
+
+const struct poptOption options_extend[] = {
+    SWITCH("extend", 0, OPT_EXTEND, "let a language model write the prompt out first"),
+    SWITCH("extend-required", 0, OPT_EXTEND_REQUIRED,
+           "stop where that fails; default: go on with the prompt"),
+    POPT_TABLEEND};
+
 /* The flags of the official generate.py that are not above. Underscores may stand for dashes. */
 const struct poptOption options_official[] = {
     TEXT("task", 0, OPT_TASK, "checked against the model", "NAME"),
@@ -95,21 +111,21 @@ const struct poptOption options_official[] = {
     SWITCH("t5-cpu", 0, OPT_NOTED + 2, "no effect"),
     SWITCH("dit-fsdp", 0, OPT_NOTED + 3, "no effect"),
     SWITCH("convert-model-dtype", 0, OPT_NOTED + 4, "no effect: see --precision"),
-    SWITCH("use-prompt-extend", 0, OPT_NOTED + 5, "no effect: the prompt is used as it is"),
-    TEXT("prompt-extend-method", 0, OPT_NOTED + 6, "no effect", "NAME"),
-    TEXT("prompt-extend-model", 0, OPT_NOTED + 7, "no effect", "NAME"),
-    TEXT("prompt-extend-target-lang", 0, OPT_NOTED + 8, "no effect", "NAME"),
-    TEXT("src-root-path", 0, OPT_NOTED + 9, "no effect: for animate-14B", "DIR"),
-    TEXT("refert-num", 0, OPT_NOTED + 10, "no effect: for animate-14B", "N"),
-    SWITCH("replace-flag", 0, OPT_NOTED + 11, "no effect: for animate-14B"),
-    SWITCH("use-relighting-lora", 0, OPT_NOTED + 12, "no effect: for animate-14B"),
-    TEXT("num-clip", 0, OPT_NOTED + 13, "no effect: for s2v-14B", "N"),
-    TEXT("audio", 0, OPT_NOTED + 14, "no effect: for s2v-14B", "FILE"),
-    SWITCH("enable-tts", 0, OPT_NOTED + 15, "no effect: for s2v-14B"),
-    TEXT("tts-prompt-audio", 0, OPT_NOTED + 16, "no effect: for s2v-14B", "FILE"),
-    TEXT("tts-prompt-text", 0, OPT_NOTED + 17, "no effect: for s2v-14B", "TEXT"),
-    TEXT("tts-text", 0, OPT_NOTED + 18, "no effect: for s2v-14B", "TEXT"),
-    TEXT("pose-video", 0, OPT_NOTED + 19, "no effect: for s2v-14B", "FILE"),
-    SWITCH("start-from-ref", 0, OPT_NOTED + 20, "no effect: for s2v-14B"),
-    TEXT("infer-frames", 0, OPT_NOTED + 21, "no effect: for s2v-14B", "N"),
+    SWITCH("use-prompt-extend", 0, OPT_EXTEND, "--extend"),
+    TEXT("prompt-extend-method", 0, OPT_EXTEND_METHOD, "--extend-method", "NAME"),
+    TEXT("prompt-extend-model", 0, OPT_EXTEND_MODEL, "--extend-model", "NAME"),
+    TEXT("prompt-extend-target-lang", 0, OPT_EXTEND_LANG, "--extend-lang", "NAME"),
+    TEXT("src-root-path", 0, OPT_NOTED + 5, "no effect: for animate-14B", "DIR"),
+    TEXT("refert-num", 0, OPT_NOTED + 6, "no effect: for animate-14B", "N"),
+    SWITCH("replace-flag", 0, OPT_NOTED + 7, "no effect: for animate-14B"),
+    SWITCH("use-relighting-lora", 0, OPT_NOTED + 8, "no effect: for animate-14B"),
+    TEXT("num-clip", 0, OPT_NOTED + 9, "no effect: for s2v-14B", "N"),
+    TEXT("audio", 0, OPT_NOTED + 10, "no effect: for s2v-14B", "FILE"),
+    SWITCH("enable-tts", 0, OPT_NOTED + 11, "no effect: for s2v-14B"),
+    TEXT("tts-prompt-audio", 0, OPT_NOTED + 12, "no effect: for s2v-14B", "FILE"),
+    TEXT("tts-prompt-text", 0, OPT_NOTED + 13, "no effect: for s2v-14B", "TEXT"),
+    TEXT("tts-text", 0, OPT_NOTED + 14, "no effect: for s2v-14B", "TEXT"),
+    TEXT("pose-video", 0, OPT_NOTED + 15, "no effect: for s2v-14B", "FILE"),
+    SWITCH("start-from-ref", 0, OPT_NOTED + 16, "no effect: for s2v-14B"),
+    TEXT("infer-frames", 0, OPT_NOTED + 17, "no effect: for s2v-14B", "N"),
     POPT_TABLEEND};

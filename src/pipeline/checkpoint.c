@@ -167,6 +167,19 @@ wan_status checkpoint_load(denoiser *d, const char *path, const char *settings) 
   return st;
 }
 
+wan_status checkpoint_settings(core_ctx *ctx, const char *path, char **settings) {
+  safetensors *file = NULL;
+  CORE_TRY(safetensors_open(ctx, path, &file));
+  const char *saved = safetensors_metadata(file, "settings");
+  wan_status s = WAN_OK;
+  if (!saved)
+    s = core_fail(ctx, WAN_ERR_FORMAT, "%s: holds no settings, it is not a checkpoint of a run", path);
+  else if (!(*settings = core_strdup(ctx, saved)))
+    s = WAN_ERR_MEMORY;
+  safetensors_close(file);
+  return s;
+}
+
 int64_t checkpoint_seed(core_ctx *ctx, const char *path) {
   safetensors *file = NULL;
   if (safetensors_open(ctx, path, &file) != WAN_OK) return -1;

@@ -42,6 +42,7 @@ static const field fields[] = {
 /* Given after resolution under these keys, read back into these members. */
 static const field resolved[] = {
     FIELD("prompt", FIELD_TEXT, prompt),
+    FIELD("original_prompt", FIELD_TEXT, original_prompt),
     FIELD("negative", FIELD_TEXT, negative),
     FIELD("image", FIELD_TEXT, image_path),
     FIELD("last_image", FIELD_TEXT, last_image_path),
@@ -123,6 +124,7 @@ static json_t *settings_object(const wan_model *m, const run_settings *s) {
   bad |= json_object_set_new(o, "model", json_string(family_name(m->family)));
   bad |= put_hash(o, "fingerprint", m->fingerprint);
   bad |= json_object_set_new(o, "prompt", json_string(s->prompt));
+  if (p->original_prompt) bad |= json_object_set_new(o, "original_prompt", json_string(p->original_prompt));
   bad |= json_object_set_new(o, "negative", json_string(s->negative));
   bad |= put_path(o, "image", p->image_path);
   bad |= put_path(o, "last_image", p->last_image_path);

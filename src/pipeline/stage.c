@@ -147,6 +147,10 @@ static const stage_entry stages[] = {
     {"denoise", stage_denoise, true, true, true},
     {"noise", stage_noise, false, false, true},
     {"image", stage_image, false, false, true},
+    {"smart-resize", stage_smart_resize, false, false, false},
+    {"smart-nframes", stage_smart_nframes, false, false, false},
+    {"vision-image", stage_vision_image, false, false, true},
+    {"vision-video", stage_vision_video, false, false, true},
 };
 
 static wan_status open_files(stage_call *c, const stage_entry *e) {
@@ -170,7 +174,7 @@ wan_status stage_run(backend *be, const wan_stage_params *params, char **text) {
     return core_fail(
         be->ctx, WAN_ERR_ARGUMENT,
         "there is no stage \"%s\"; there are tokenize, clean, text, dit, vae-encode, vae-decode, "
-        "schedule, denoise, noise and image",
+        "schedule, denoise, noise, image, smart-resize, smart-nframes, vision-image and vision-video",
         params->stage ? params->stage : "");
   stage_call c = {.be = be, .ctx = be->ctx, .p = params};
   wan_status s = open_files(&c, e);

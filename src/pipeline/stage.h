@@ -38,5 +38,10 @@ wan_status stage_schedule(stage_call *c);
 wan_status stage_denoise(stage_call *c);
 wan_status stage_noise(stage_call *c);
 wan_status stage_image(stage_call *c);
+/* stage_vision.c */
+wan_status stage_smart_resize(stage_call *c);
+wan_status stage_smart_nframes(stage_call *c);
+wan_status stage_vision_image(stage_call *c);
+wan_status stage_vision_video(stage_call *c);
 
 #endif
