@@ -8,7 +8,7 @@ packages_for() {
     build) echo "build-essential cmake ninja-build pkg-config libdnnl-dev libsentencepiece-dev libavcodec-dev" \
                 "libavformat-dev libavfilter-dev libavutil-dev libswscale-dev libjansson-dev libutf8proc-dev libpng-dev" \
                 "libjpeg-dev libwebp-dev libexif-dev libcurl4-openssl-dev libpopt-dev" ;;
-    test) echo "libcmocka-dev python3 python3-numpy ffmpeg" ;;
+    test) echo "libcmocka-dev python3 python3-numpy ffmpeg openssl" ;;
     lint) echo "clang-format cppcheck python3" ;;
     fuzz) echo "clang" ;;
     *) echo "unknown group: $1 (build, test, lint, fuzz)" >&2; exit 2 ;;

@@ -14,7 +14,7 @@ static const struct poptOption extend_options[] = {
     {"no-exif", 0, POPT_ARG_NONE, NULL, OPT_NO_EXIF, "ignore the picture's orientation tag", NULL},
     {"task", 0, POPT_ARG_STRING, NULL, OPT_TASK,
      "t2v-A14B, i2v-A14B or ti2v-5B; default: i2v with a picture, else t2v", "NAME"},
-    {"lang", 0, POPT_ARG_STRING, NULL, OPT_EXTEND_LANG, "--extend-lang", "NAME"},
+    {"lang", 0, POPT_ARG_STRING, NULL, OPT_EXTEND_LANG, "language of the result: zh (default) or en", "NAME"},
     {"seed", 0, POPT_ARG_STRING, NULL, OPT_SEED, "for the service; default: random", "N"},
     {"json", 0, POPT_ARG_NONE, NULL, OPT_JSON, "print the whole record as JSON", NULL},
     {"verbose", 'v', POPT_ARG_NONE, NULL, OPT_VERBOSE, "say more about what is done", NULL},

@@ -18,6 +18,7 @@ The first part of a path chooses the behaviour, the rest is what the client appe
     /log              the requests seen so far, as JSON
 """
 import json
+import re
 import struct
 import sys
 import threading
@@ -74,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.counts[key]
 
     def behave(self):
-        parts = self.path.split("/")
+        parts = re.sub(r"^http://[^/]*", "", self.path).split("/")  # a proxy is given the whole address
         kind = parts[1]
         endpoint = next((v for k, v in PATHS.items() if self.path.split("?")[0].endswith(k)), None)
         if kind == "ok":

@@ -191,7 +191,23 @@ def make_picture():
             write("picture", path.name, path.read_bytes())
 
 
+def make_response():
+    """Answers of both protocols, errors, and a data URL's characters."""
+    message = {"role": "assistant", "content": "A cat.\n猫 \x1b[0m"}
+    write("response", "openai", json.dumps({"choices": [{"index": 0, "message": message}]}))
+    write("response", "openai-parts", json.dumps({"choices": [{"message": {"content": [
+        {"type": "text", "text": "<think>hm</think> A"}, {"type": "image"}, {"text": " cat"}]}}]}))
+    write("response", "dashscope", json.dumps({"output": {"choices": [{"message": message}]}}, ensure_ascii=False))
+    write("response", "dashscope-parts", json.dumps({"output": {"choices": [{"message": {"content": [
+        {"text": "a cat that is longer than what is kept 猫猫猫猫"}]}}]}}, ensure_ascii=False))
+    write("response", "error-openai", json.dumps({"error": {"message": "wrong\u009bkey", "code": 401}}))
+    write("response", "error-dashscope", json.dumps({"code": "InvalidApiKey", "message": "no"}))
+    write("response", "base64", "iVBORw0KGgo=\n")
+    write("response", "address", "https://me:pa@ss@host:1/v1?key=secret#x")
+
+
 make_safetensors()
+make_response()
 make_clean()
 make_spiece()
 make_picture()
