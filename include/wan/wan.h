@@ -80,8 +80,8 @@ WAN_API void wan_context_destroy(wan_context *context);
 WAN_API const char *wan_context_error(const wan_context *context);
 /* Ask the running call to stop within one transformer block; it returns WAN_ERR_CANCELLED. */
 WAN_API void wan_context_cancel(wan_context *context);
-/* Bytes now held and the most ever held by this context (weights prepared for the backend,
- * activations, caches; mapped files are not counted, the operating system can drop their pages). */
+/* Bytes now held and the most ever held by this context: prepared weights, weights used in place in a mapped
+ * file while they are loaded, activations, caches. On the CPU this follows the process's resident set. */
 WAN_API uint64_t wan_context_memory(const wan_context *context);
 WAN_API uint64_t wan_context_memory_peak(const wan_context *context);
 /* Name of the backend in use ("cpu", ...). */

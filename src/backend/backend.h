@@ -39,10 +39,11 @@ typedef struct weight {
   const char *name; /* canonical name, for messages; owned by the weight set */
   weight_role role;
   tensor src;
-  dtype type;        /* of data while loaded, DT_NONE otherwise */
-  void *data;        /* backend's form; NULL while not loaded */
-  size_t data_bytes; /* bytes the backend holds for it: 0 when used in place */
-  void *impl;        /* backend's own extra (a packed descriptor), freed by unload */
+  dtype type;         /* of data while loaded, DT_NONE otherwise */
+  void *data;         /* backend's form; NULL while not loaded */
+  size_t data_bytes;  /* bytes the backend holds for it: 0 when used in place */
+  size_t place_bytes; /* bytes of the mapping in use while used in place; counted like held memory */
+  void *impl;         /* backend's own extra (a packed descriptor), freed by unload */
 } weight;
 
 /* ---- A backend instance ---- */

@@ -166,15 +166,20 @@ wan_status backend_weight_load(backend *be, weight *w) {
   double t0 = profile_start(be);
   wan_status s = be->ops->weight_load(be, w);
   profile_stop(be, PROF_WEIGHT_LOAD, t0, 0, size_of(w->src));
-  return s;
+  if (s != WAN_OK || w->data_bytes || w->role == WEIGHT_TABLE) return s;
+  /* Used in place: its pages are in memory because of us, so they count. (Of a table few are touched.) */
+  w->place_bytes = tensor_bytes(&w->src);
+  core_mem_add(be->ctx, (int64_t)w->place_bytes);
+  return WAN_OK;
 }
 
 void backend_weight_unload(backend *be, weight *w) {
   if (w->data) be->ops->weight_unload(be, w);
+  core_mem_add(be->ctx, -(int64_t)w->place_bytes);
   w->data = NULL;
   w->impl = NULL;
   w->type = DT_NONE;
-  w->data_bytes = 0;
+  w->data_bytes = w->place_bytes = 0;
 }
 
 /* ---- Transformer operations ---- */

@@ -1,6 +1,6 @@
-/* residency.c: a group of weights is in the backend's hands while it works. When the mode is to stream,
- * both copies go away after use: the backend's, and the file pages that were read to make it (they stay
- * in the system's page cache for as long as it sees fit).
+/* residency.c: a group of weights is in the backend's hands while it works. File pages that were read only to
+ * make the backend's copy leave this process at once; pages used in place leave it when the group is streamed
+ * (all stay in the system's page cache for as long as it sees fit). So the process holds each weight once.
  */
 #include "core/file.h"
 #include "weights/weights.h"
@@ -24,11 +24,21 @@ size_t weight_group_bytes(const weight_group *group) {
   return bytes;
 }
 
-/* Unload one weight; if the backend had made a copy, its source pages are no longer needed either. */
-static void unload(backend *be, weight *w, bool drop_source) {
-  bool copied = w->data_bytes > 0;
+static void drop_pages(const weight *w) {
+  if (w->role != WEIGHT_TABLE) core_map_drop(w->src.data, tensor_bytes(&w->src));
+}
+
+static wan_status load(backend *be, weight *w) {
+  if (w->data) return WAN_OK;
+  CORE_TRY(backend_weight_load(be, w));
+  if (w->data_bytes) drop_pages(w); /* copied */
+  return WAN_OK;
+}
+
+static void unload(backend *be, weight *w) {
+  bool in_place = w->place_bytes > 0;
   backend_weight_unload(be, w);
-  if (copied && drop_source) core_map_drop(w->src.data, tensor_bytes(&w->src));
+  if (in_place) drop_pages(w);
 }
 
 wan_status weight_group_acquire(backend *be, weight_group *group) {
@@ -36,7 +46,7 @@ wan_status weight_group_acquire(backend *be, weight_group *group) {
     return core_fail(be->ctx, WAN_ERR_ARGUMENT, "a weight group of %d entries exceeds the limit of %d",
                      group->count, WEIGHT_GROUP_MAX);
   for (int i = 0; i < items(group); i++) {
-    wan_status status = backend_weight_load(be, group->item[i]);
+    wan_status status = load(be, group->item[i]);
     if (status == WAN_OK) continue;
     if (!group->users) weight_group_drop(be, group); /* don't hold memory for a use that won't happen */
     return status;
@@ -48,7 +58,7 @@ wan_status weight_group_acquire(backend *be, weight_group *group) {
 void weight_group_release(backend *be, weight_group *group, residency_mode mode) {
   if (group->users > 0) group->users--;
   if (group->users || mode == RESIDENCY_KEEP) return;
-  for (int i = 0; i < items(group); i++) unload(be, group->item[i], true);
+  for (int i = 0; i < items(group); i++) unload(be, group->item[i]);
 }
 
 void weight_group_prefetch(backend *be, weight_group *group) {
@@ -60,5 +70,5 @@ void weight_group_prefetch(backend *be, weight_group *group) {
 }
 
 void weight_group_drop(backend *be, weight_group *group) {
-  for (int i = 0; i < items(group); i++) unload(be, group->item[i], false);
+  for (int i = 0; i < items(group); i++) unload(be, group->item[i]);
 }

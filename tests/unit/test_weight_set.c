@@ -311,11 +311,14 @@ static void test_residency(void **state) {
   assert_int_equal(c.unloads, 8);
   assert_int_equal(g.users, 0);
   c = (counter){.fail_at = -1};
-  assert_int_equal(weight_group_acquire(&be, &g), WAN_OK); /* in place */
+  const uint64_t before = core_mem_current(&ctx);
+  assert_int_equal(weight_group_acquire(&be, &g), WAN_OK); /* in place: held memory all the same */
+  assert_int_equal(core_mem_current(&ctx) - before, 2 * sizeof large + 128 * sizeof(float));
+  assert_memory_equal(w[2].data, large, sizeof large);
   weight_group_release(&be, &g, RESIDENCY_STREAM);
   assert_int_equal(c.unloads, 3);
-  assert_int_not_equal(is_mapped(w[2].src.data, sizeof large),
-                       0); /* nothing was copied, nothing is dropped */
+  assert_int_equal(core_mem_current(&ctx), before);
+  assert_int_not_equal(is_mapped(w[2].src.data, sizeof large), 1); /* handed back after use */
 
   weight_group full = {0};
   for (int i = 0; i <= WEIGHT_GROUP_MAX; i++) weight_group_add(&full, &w[0]);
