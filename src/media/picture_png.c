@@ -64,6 +64,8 @@ static void set_limits(png_state *st) {
   png_set_user_limits(st->png, 0x7fffffff, 0x7fffffff); /* picture_check_size() gives the better message */
   png_set_chunk_malloc_max(st->png, 8 << 20);           /* a comment or profile; no picture needs more */
   png_set_chunk_cache_max(st->png, 128);
+  /* By default chunks other than the pixels are left out when damaged, transparency and orientation too. */
+  png_set_crc_action(st->png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
   png_set_read_fn(st->png, st, on_read);
 }
 

@@ -134,6 +134,7 @@ wan_status spiece_parse(core_ctx *ctx, const char *path, const unsigned char *da
   const unsigned char *p = data, *end = data + size;
   field f, kind = {.value = TRAINER_UNIGRAM}, map = {0};
   int unknowns = 0;
+  bool trainer = false, normalizer = false;
   while (p < end) {
     long long offset = (long long)(p - data);
     bool ok = read_field(&p, end, &f);
@@ -145,9 +146,9 @@ wan_status spiece_parse(core_ctx *ctx, const char *path, const unsigned char *da
         note_piece(out, &one);
       }
     } else if (ok && f.number == MODEL_TRAINER) {
-      ok = read_message(f, TRAINER_MODEL_TYPE, WIRE_VARINT, &kind);
+      ok = trainer = read_message(f, TRAINER_MODEL_TYPE, WIRE_VARINT, &kind);
     } else if (ok && f.number == MODEL_NORMALIZER) {
-      ok = read_message(f, NORMALIZER_CHARSMAP, WIRE_BYTES, &map);
+      ok = normalizer = read_message(f, NORMALIZER_CHARSMAP, WIRE_BYTES, &map);
     }
     if (!ok)
       return core_fail(ctx, WAN_ERR_FORMAT,
@@ -155,6 +156,11 @@ wan_status spiece_parse(core_ctx *ctx, const char *path, const unsigned char *da
                        offset);
   }
   if (!out->pieces) return core_fail(ctx, WAN_ERR_FORMAT, "%s: a SentencePiece model without pieces", path);
+  /* They follow the pieces. Without them a file that was cut between two pieces would be a valid message. */
+  if (!trainer || !normalizer)
+    return core_fail(ctx, WAN_ERR_FORMAT,
+                     "%s: no %s settings behind the %d pieces: the file is cut off, or not complete", path,
+                     trainer ? "normalizer" : "trainer", out->pieces);
   if (unknowns != 1 || out->eos < 0)
     return core_fail(ctx, WAN_ERR_FORMAT,
                      "%s: expected one unknown piece and a piece </s>, found %d unknown pieces and %s </s>",
