@@ -87,6 +87,8 @@ typedef struct backend_ops {
   /* Memory of this backend; alloc returns NULL with a message on failure. */
   void *(*mem_alloc)(backend *be, size_t bytes);
   void (*mem_free)(backend *be, void *p, size_t bytes);
+  /* Bytes that mem_alloc could still give; NULL where that is the host's memory. */
+  uint64_t (*mem_available)(backend *be);
   wan_status (*upload)(backend *be, void *dst, const void *host, size_t bytes);
   wan_status (*download)(backend *be, void *host, const void *src, size_t bytes);
   wan_status (*copy)(backend *be, void *dst, const void *src, size_t bytes);

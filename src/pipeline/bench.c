@@ -54,7 +54,7 @@ wan_status bench_forward(wan_model *m, const wan_generate_params *params, int re
   p.guidance_low = p.guidance_high = 1;
   CORE_TRY(settings_resolve(m, &p, true, &b.s));
   wan_status s = cost_estimate(m, &b.s, &cost);
-  if (s == WAN_OK) s = prepare(&b, cost_keep(&cost, WAN_STAGE_DENOISE, memory_budget(m->ctx)));
+  if (s == WAN_OK) s = prepare(&b, cost_keep(&cost, WAN_STAGE_DENOISE, memory_budget(m->be)));
   if (s == WAN_OK) s = measure(&b, repeat, result);
   if (s == WAN_OK) {
     result->tokens = cost.tokens;

@@ -49,7 +49,7 @@ static wan_status prepare(generation *g) {
   CORE_TRY(output_check_file(m->ctx, g->p->checkpoint_path));
   CORE_TRY(cost_estimate(m, &g->s, &g->cost));
   CORE_TRY(settings_to_json(m, &g->s, &g->json));
-  g->budget = memory_budget(m->ctx);
+  g->budget = memory_budget(m->be);
   for (int i = 0; i < WAN_STAGE_COUNT; i++) {
     uint64_t least = g->cost.active[i] + g->cost.group[i];
     if (m->ctx->mem_limit && least > m->ctx->mem_limit)

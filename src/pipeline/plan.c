@@ -152,16 +152,20 @@ wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
 
 /* ---- Memory ---- */
 
-uint64_t memory_budget(const core_ctx *ctx) {
-  if (ctx->mem_limit) return ctx->mem_limit;
+static uint64_t host_available(void) {
   uint64_t available = 0;
   FILE *f = fopen("/proc/meminfo", "r");
   for (char line[128]; f && fgets(line, sizeof line, f);)
     if (strncmp(line, "MemAvailable:", 13) == 0) available = strtoull(line + 13, NULL, 10) * 1024;
   if (f) fclose(f);
-  if (!available) available = UINT64_C(8) << 30; /* not Linux: assume a small machine */
+  return available ? available : UINT64_C(8) << 30; /* not Linux: assume a small machine */
+}
+
+uint64_t memory_budget(backend *be) {
+  if (be->ctx->mem_limit) return be->ctx->mem_limit;
+  uint64_t available = be->ops->mem_available ? be->ops->mem_available(be) : host_available();
   /* Leave a tenth to others; what this context holds already is its own to use. */
-  return available / 10 * 9 + core_mem_current(ctx);
+  return available / 10 * 9 + core_mem_current(be->ctx);
 }
 
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget) {
@@ -214,7 +218,7 @@ wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out) {
   out->experts = s->experts;
   out->tokens = c.tokens;
   out->fits = true;
-  uint64_t budget = memory_budget(m->ctx);
+  uint64_t budget = memory_budget(m->be);
   for (int i = 0; i < WAN_STAGE_COUNT; i++) {
     out->flops[i] = c.flops[i];
     out->seconds[i] = c.work[i] / rate;

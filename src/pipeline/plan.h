@@ -15,8 +15,8 @@ typedef struct run_cost {
 } run_cost;
 
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out);
-/* Bytes the engine may hold: the context's limit, or what the machine has available. */
-uint64_t memory_budget(const core_ctx *ctx);
+/* Bytes the engine may hold: the context's limit, or what the backend's memory has available. */
+uint64_t memory_budget(backend *be);
 /* How many bytes of weights may stay loaded in a stage. */
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget);
 /* Peak of a stage under that rule. */

@@ -111,6 +111,7 @@ static const backend_ops cuda_ops = {
     .close = cuda_close,
     .mem_alloc = cuda_mem_alloc,
     .mem_free = cuda_mem_free,
+    .mem_available = cuda_mem_available,
     .upload = cuda_upload,
     .download = cuda_download,
     .copy = cuda_copy,

@@ -52,6 +52,7 @@ wan_status cuda_launched(backend *be, const char *what);
 /* ---- memory.c ---- */
 void *cuda_mem_alloc(backend *be, size_t bytes);
 void cuda_mem_free(backend *be, void *p, size_t bytes);
+uint64_t cuda_mem_available(backend *be);
 wan_status cuda_upload(backend *be, void *dst, const void *host, size_t bytes);
 wan_status cuda_download(backend *be, void *host, const void *src, size_t bytes);
 wan_status cuda_copy(backend *be, void *dst, const void *src, size_t bytes);

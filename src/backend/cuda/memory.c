@@ -16,7 +16,7 @@ wan_status cuda_check(backend *be, cudaError_t error, const char *what) {
   if (error == cudaErrorMemoryAllocation)
     return core_fail(
         be->ctx, WAN_ERR_MEMORY,
-        "CUDA: out of device memory (%s); choose a smaller size or fewer frames, or lower --vram so "
+        "CUDA: out of device memory (%s); choose a smaller size or fewer frames, or lower --memory so "
         "that weights are streamed",
         what);
   return core_fail(be->ctx, WAN_ERR_BACKEND,
@@ -46,13 +46,25 @@ void *cuda_mem_alloc(backend *be, size_t bytes) {
     core_fail(
         be->ctx, WAN_ERR_MEMORY,
         "CUDA: %zu MiB more don't fit: %zu of the device's %zu MiB are free; choose a smaller size or fewer "
-        "frames, or lower --vram so that weights are streamed",
+        "frames, or lower --memory so that weights are streamed",
         size >> 20, free_bytes >> 20, total >> 20);
     return NULL;
   }
   if (cuda_check(be, e, "allocating device memory") != WAN_OK) return NULL;
   core_mem_add(be->ctx, (int64_t)bytes);
   return p;
+}
+
+/* What the device has free, and what the pool holds without using it. */
+uint64_t cuda_mem_available(backend *be) {
+  size_t free_bytes = 0, total = 0;
+  uint64_t reserved = 0, used = 0;
+  if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) return 0;
+  cudaMemPool_t pool = cuda_of(be)->pool;
+  if (cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved) != cudaSuccess ||
+      cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used) != cudaSuccess)
+    reserved = used = 0;
+  return free_bytes + (reserved - used);
 }
 
 void cuda_mem_free(backend *be, void *p, size_t bytes) {
