@@ -1,6 +1,8 @@
 /* bench_stages.c: time and memory of one stage of a checkpoint, whole stages as the pipeline runs them.
  *
  *   wan_bench_stages STAGE --model PATH [--backend NAME] [--precision bf16|f32] [--threads N] [--runs N]
+ *     [--keep MIB]   weights that may stay in the backend's memory; the rest is streamed. Default: all
+ *     [--profile 1]  time by operation, on stderr
  *     dit         --latent T,h,w   [--passes 1|2]     one forward pass of the expert in PATH
  *     vae-decode  --latent T,h,w                      a whole decode
  *     vae-encode  --video F,H,W                       a whole encode
@@ -26,6 +28,7 @@ typedef struct options {
   backend_config config;
   long long dim[3];
   int passes, tokens, runs;
+  unsigned long long keep; /* bytes */
 } options;
 
 typedef struct bench {
@@ -118,7 +121,7 @@ static void run_dit(bench *b, void *arg) {
 
 static void bench_dit(bench *b) {
   dit_run r;
-  must(b, dit_open(b->be, b->o.model, UINT64_MAX, &r.d));
+  must(b, dit_open(b->be, b->o.model, b->o.keep, &r.d));
   const dit_config *c = dit_get_config(r.d);
   scope_mark mark = scope_begin(b->be);
   const int64_t T = b->o.dim[0], h = b->o.dim[1], w = b->o.dim[2], L = T * (h / 2) * (w / 2);
@@ -179,7 +182,7 @@ static void run_encode(bench *b, void *arg) {
 
 static void bench_vae(bench *b, bool decode) {
   vae_run r;
-  must(b, vae_open(b->be, b->o.model, UINT64_MAX, &r.v));
+  must(b, vae_open(b->be, b->o.model, b->o.keep, &r.v));
   const int64_t channels = decode ? vae_get_info(r.v).z : 3;
   r.host = random_host(b, b->o.dim[0] * b->o.dim[1] * b->o.dim[2] * channels, decode ? 1.0f : 0.55f);
   repeat(b, decode ? run_decode : run_encode, &r);
@@ -200,7 +203,7 @@ static void run_text(bench *b, void *arg) {
 
 static void bench_text(bench *b) {
   text_run r;
-  must(b, umt5_open(b->be, b->o.model, UINT64_MAX, &r.u));
+  must(b, umt5_open(b->be, b->o.model, b->o.keep, &r.u));
   for (int i = 0; i < b->o.tokens; i++)
     r.ids[i] = (int32_t)(fabsf(next_random(b)) * 0.5f * (float)(umt5_vocab(r.u) - 1));
   r.out = random_host(b, b->o.tokens * umt5_dim(r.u), 1);
@@ -212,7 +215,7 @@ static void bench_text(bench *b) {
 /* ---- Command line ---- */
 
 static void parse(int argc, char **argv, options *o) {
-  *o = (options){.stage = argc > 1 ? argv[1] : "", .passes = 1, .tokens = 512, .runs = 5};
+  *o = (options){.stage = argc > 1 ? argv[1] : "", .passes = 1, .tokens = 512, .runs = 5, .keep = UINT64_MAX};
   for (int i = 2; i + 1 < argc; i += 2) {
     const char *key = argv[i], *value = argv[i + 1];
     if (!strcmp(key, "--model"))
@@ -225,6 +228,10 @@ static void parse(int argc, char **argv, options *o) {
       o->config.threads = atoi(value);
     else if (!strcmp(key, "--runs"))
       o->runs = atoi(value);
+    else if (!strcmp(key, "--keep"))
+      o->keep = strtoull(value, NULL, 10) << 20;
+    else if (!strcmp(key, "--profile"))
+      o->config.profile = atoi(value) != 0;
     else if (!strcmp(key, "--passes"))
       o->passes = atoi(value);
     else if (!strcmp(key, "--tokens"))
@@ -256,6 +263,9 @@ int main(int argc, char **argv) {
     bench_text(&b);
   else
     die("the stage is dit, vae-decode, vae-encode or text");
+  char *profile = backend_profile_text(b.be);
+  if (profile) fputs(profile, stderr);
+  core_free(&b.ctx, profile);
   backend_close(b.be);
   return 0;
 }

@@ -97,6 +97,9 @@ typedef struct backend_ops {
   /* Make w->data, w->type, w->data_bytes, w->impl from w->src. unload releases all of it. */
   wan_status (*weight_load)(backend *be, weight *w);
   void (*weight_unload)(backend *be, weight *w);
+  /* May be NULL. Starts weight_load() beside the operations issued before; those issued later see the weight.
+   * A failure is no failure of the backend: the load is tried again when the weight is needed. */
+  void (*weight_prefetch)(backend *be, weight *w);
 
   wan_status (*linear)(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
   wan_status (*ada_norm)(backend *be, tensor x, tensor mod, const token_rows *rows, int shift, int scale,
@@ -193,6 +196,8 @@ void tensor_zero(backend *be, tensor dst);
 /* Load / unload one weight (see struct weight). Loading a loaded weight is a no-op. */
 wan_status backend_weight_load(backend *be, weight *w);
 void backend_weight_unload(backend *be, weight *w);
+/* Start to load a weight that will be needed soon, where the backend works behind the host. */
+void backend_weight_prefetch(backend *be, weight *w);
 
 /* ---- Operations. "out" dtypes: DT_NONE stands for the act dtype. ---- */
 

@@ -173,6 +173,10 @@ wan_status backend_weight_load(backend *be, weight *w) {
   return WAN_OK;
 }
 
+void backend_weight_prefetch(backend *be, weight *w) {
+  if (be->ops->weight_prefetch && !w->data && !be->failed) be->ops->weight_prefetch(be, w);
+}
+
 void backend_weight_unload(backend *be, weight *w) {
   if (w->data) be->ops->weight_unload(be, w);
   core_mem_add(be->ctx, -(int64_t)w->place_bytes);

@@ -234,6 +234,9 @@ static wan_status run_blocks(dit *d, int n, tensor *x, tensor e0, const token_ro
     for (int i = 0; i < n; i++) {
       if (o && o->skip_layers && (o->skip_layers[i] >> layer & 1)) continue;
       block_forward(d, layer, x[i], e0, rows, text[i]);
+      dit_block *next = &d->blocks[(layer + 1) % d->config.layers]; // after the last, the next pass's first
+      if (next->mode == RESIDENCY_STREAM)
+        weight_group_load_ahead(be, &next->group); // while this one computes
       if (!op_all_finite(be, x[i]))
         backend_fail(
             be, WAN_ERR_NUMERIC,

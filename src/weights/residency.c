@@ -69,6 +69,11 @@ void weight_group_prefetch(backend *be, weight_group *group) {
   }
 }
 
+void weight_group_load_ahead(backend *be, weight_group *group) {
+  for (int i = 0; i < items(group); i++)
+    if (group->item[i]->role != WEIGHT_TABLE) backend_weight_prefetch(be, group->item[i]);
+}
+
 void weight_group_drop(backend *be, weight_group *group) {
   for (int i = 0; i < items(group); i++) unload(be, group->item[i]);
 }

@@ -74,8 +74,11 @@ typedef enum residency_mode {
  * RESIDENCY_STREAM unloads them again. */
 wan_status weight_group_acquire(backend *be, weight_group *group);
 void weight_group_release(backend *be, weight_group *group, residency_mode mode);
-/* Ask the operating system (and the device) to fetch the group in the background. */
+/* Ask the operating system to read the group's pages in the background. */
 void weight_group_prefetch(backend *be, weight_group *group);
+/* Called once the operations before the group's use are issued: a device that works behind the host loads the
+ * group meanwhile. Takes the group's memory from here on; a following acquire and release go as ever. */
+void weight_group_load_ahead(backend *be, weight_group *group);
 /* Unload whatever is loaded. */
 void weight_group_drop(backend *be, weight_group *group);
 

@@ -24,8 +24,9 @@ static wan_status convolve(backend *be, tensor x, k_conv_spec *k) {
   size_t bytes;
   CORE_TRY(widened(be, x, &k->x, &copy, &bytes));
   k->ci = (int)cuda_conv_width(be, x.dim[3]);
-  if (!c->tensor_map_encode || x.type != DT_BF16 || !k_conv_sm90(c->stream, c->tensor_map_encode, k))
-    k_conv_simple(c->stream, k, cuda_type(x.type));
+  bool done = x.type == DT_BF16 && c->tensor_map_encode && k_conv_sm90(c->stream, c->tensor_map_encode, k);
+  if (!done && x.type == DT_BF16) done = k_conv_mma(c->stream, k);
+  if (!done) k_conv_simple(c->stream, k, cuda_type(x.type));
   wan_status s = cuda_launched(be, "a convolution");
   cuda_mem_free(be, copy, bytes);
   return s;

@@ -11,6 +11,7 @@ static size_t reduce_bytes(void) {
 static void cuda_close(backend *be) {
   cuda_state *c = be->impl;
   if (!c) return;
+  if (c->side_stream) cudaStreamSynchronize(c->side_stream);
   if (c->stream) cudaStreamSynchronize(c->stream);
   cuda_attention_close(be);
   cuda_linear_close(be);
@@ -22,6 +23,8 @@ static void cuda_close(backend *be) {
   if (c->reduce_host) cudaFreeHost(c->reduce_host);
   if (c->stream) cudaStreamSynchronize(c->stream);
   if (c->pool) cudaMemPoolDestroy(c->pool);
+  if (c->side_done) cudaEventDestroy(c->side_done);
+  if (c->side_stream) cudaStreamDestroy(c->side_stream);
   if (c->stream) cudaStreamDestroy(c->stream);
   cuda_libraries_close(&c->lib);
   core_free(be->ctx, c);
@@ -33,6 +36,9 @@ static void cuda_close(backend *be) {
 static void find_encoder(cuda_state *c) {
   enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   void *function = NULL;
+#ifdef WAN_CUDA_PORTABLE
+  return; /* a build that tests the kernels of all cards on one */
+#endif
   if (c->compute != 90) return; /* conv_sm90.cu is for this one */
   if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
                                        &found) == cudaSuccess &&
@@ -48,6 +54,12 @@ static wan_status choose_device(backend *be) {
   cudaError_t e = cudaGetDeviceCount(&count);
   if (e != cudaSuccess || count == 0) {
     cudaGetLastError();
+    if (e == cudaErrorInsufficientDriver) /* the runtime's word for no driver, too */
+      return core_fail(
+          be->ctx, WAN_ERR_BACKEND,
+          "CUDA: there is no NVIDIA driver, or one older than CUDA %d.%d; install a newer one, or "
+          "choose --backend cpu",
+          CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     return core_fail(be->ctx, WAN_ERR_BACKEND,
                      "CUDA: no usable device: %s; install NVIDIA's driver, or choose --backend cpu",
                      e == cudaSuccess ? "the driver lists none" : cudaGetErrorString(e));
@@ -76,6 +88,10 @@ static wan_status make_pool(backend *be) {
                                    .location = {.type = cudaMemLocationTypeDevice, .id = c->device}};
   uint64_t keep = UINT64_MAX;
   CORE_TRY(cuda_check(be, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream"));
+  CORE_TRY(
+      cuda_check(be, cudaStreamCreateWithFlags(&c->side_stream, cudaStreamNonBlocking), "creating a stream"));
+  CORE_TRY(
+      cuda_check(be, cudaEventCreateWithFlags(&c->side_done, cudaEventDisableTiming), "creating an event"));
   CORE_TRY(cuda_check(be, cudaMemPoolCreate(&c->pool, &props), "creating a memory pool"));
   CORE_TRY(cuda_check(be, cudaMemPoolSetAttribute(c->pool, cudaMemPoolAttrReleaseThreshold, &keep),
                       "setting up the memory pool"));
@@ -119,6 +135,7 @@ static const backend_ops cuda_ops = {
     .sync = cuda_sync,
     .weight_load = cuda_weight_load,
     .weight_unload = cuda_weight_unload,
+    .weight_prefetch = cuda_weight_prefetch,
     .linear = cuda_linear,
     .ada_norm = cuda_ada_norm,
     .layer_norm = cuda_layer_norm,

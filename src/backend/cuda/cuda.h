@@ -20,8 +20,10 @@ typedef struct linear_plan linear_plan;
 typedef struct attention_plan attention_plan;
 
 typedef struct cuda_state {
-  int device, compute; /* compute capability times ten: 90 */
-  cudaStream_t stream;
+  int device, compute;      /* compute capability times ten: 90 */
+  cudaStream_t stream;      /* that everything is issued on */
+  cudaStream_t side_stream; /* for weights that are loaded ahead */
+  cudaEvent_t side_done;
   cudaMemPool_t pool;
   cuda_libraries lib;
   cublasLtHandle_t lt;
@@ -65,6 +67,7 @@ void cuda_staging_close(backend *be);
 /* ---- weights.c ---- */
 wan_status cuda_weight_load(backend *be, weight *w);
 void cuda_weight_unload(backend *be, weight *w);
+void cuda_weight_prefetch(backend *be, weight *w);
 /* A vector's copy in bf16, made when activations are bf16. */
 const void *cuda_vector_bf16(const weight *w);
 /* Channels of a packed convolution weight's rows: ci, or its next multiple of 8 in bf16. */

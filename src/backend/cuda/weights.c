@@ -111,6 +111,19 @@ wan_status cuda_weight_load(backend *be, weight *w) {
   return WAN_OK;
 }
 
+/* The same beside the compute stream, which waits for it from here on. The host copies into pinned memory
+ * meanwhile, so this is called when the compute stream has work. */
+void cuda_weight_prefetch(backend *be, weight *w) {
+  cuda_state *c = cuda_of(be);
+  cudaStream_t compute = c->stream;
+  c->stream = c->side_stream;
+  wan_status s = cuda_weight_load(be, w);
+  c->stream = compute;
+  if (s == WAN_OK && (cudaEventRecord(c->side_done, c->side_stream) != cudaSuccess ||
+                      cudaStreamWaitEvent(c->stream, c->side_done, 0) != cudaSuccess))
+    cudaStreamSynchronize(c->side_stream); /* the next check reports whatever is wrong */
+}
+
 void cuda_weight_unload(backend *be, weight *w) {
   if (w->data_bytes) cuda_mem_free(be, w->data, w->data_bytes);
 }

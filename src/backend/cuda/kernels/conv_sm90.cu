@@ -9,7 +9,7 @@
  * One warp feeds a ring of stages, two warpgroups multiply, 64 pixels each. Two neighbouring blocks form a
  * cluster: they need the same weights, so each fetches half of them and the copy engine writes it to both.
  * A stage is refilled when the consumers of both blocks have left it. */
-#include "backend/cuda/kernels/common.cuh"
+#include "backend/cuda/kernels/conv.cuh"
 #include "backend/cuda/kernels/wgmma.cuh"
 
 #include <cuda.h>
@@ -114,31 +114,6 @@ __device__ __forceinline__ spot place(const conv_tiles &g, int tile) {
   return s;
 }
 
-template <class Out>
-__device__ __forceinline__ void finish(const k_conv_spec &c, bool pairs, int64_t at, int o, float v0,
-                                       float v1) {
-  if (o >= c.co) return;
-  Out *out = (Out *)c.out + at + o;
-  const Out *residual = c.residual ? (const Out *)c.residual + at + o : nullptr;
-  bool second = o + 1 < c.co;
-  if (c.bias) {
-    v0 += c.bias[o];
-    if (second) v1 += c.bias[o + 1];
-  }
-  if (pairs) { /* then o + 1 < co */
-    if (sizeof(Out) == 4) {
-      float2 r = residual ? *(const float2 *)residual : make_float2(0, 0);
-      *(float2 *)out = make_float2(v0 + r.x, v1 + r.y);
-    } else {
-      unsigned r = residual ? *(const unsigned *)residual : 0;
-      *(unsigned *)out = pack2(v0 + __uint_as_float(r << 16), v1 + __uint_as_float(r & 0xffff0000u));
-    }
-    return;
-  }
-  put(out, v0 + (residual ? to_f32(residual[0]) : 0.0f));
-  if (second) put(out + 1, v1 + (residual ? to_f32(residual[1]) : 0.0f));
-}
-
 #endif
 
 template <int BN, int KC, class Out>
@@ -219,7 +194,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
       const int64_t at = (row * c.Wo * c.up + x * c.up + px) * c.co;
 #pragma unroll
       for (int j = 0; j < BN / 8; j++)
-        finish<Out>(c, g.pairs, at, o0 + 8 * j + 2 * (lane % 4), acc[4 * j + 2 * r], acc[4 * j + 2 * r + 1]);
+        conv_store<Out>(c, g.pairs, at, o0 + 8 * j + 2 * (lane % 4), acc[4 * j + 2 * r],
+                        acc[4 * j + 2 * r + 1]);
     }
   }
   cluster_sync(); /* no block leaves while the other may still write to it */
@@ -264,8 +240,7 @@ template <int BN, int KC, class Out> bool run(k_stream s, encode_fn make, const 
   g.tiles_h = (c.Ho + h - 1) / h;
   g.tiles = g.tiles_w * g.tiles_h * c.To;
   g.chunks = (c.ci + KC - 1) / KC;
-  g.pairs = c.co % 2 == 0 && (uintptr_t)c.out % (2 * sizeof(Out)) == 0 &&
-            (uintptr_t)c.residual % (2 * sizeof(Out)) == 0;
+  g.pairs = conv_pairs<Out>(c);
   const cuuint64_t xd[4] = {(cuuint64_t)c.ci, (cuuint64_t)c.W, (cuuint64_t)c.H, (cuuint64_t)c.T};
   const cuuint32_t xb[4] = {KC, (cuuint32_t)(w * c.stride_w), (cuuint32_t)(h * c.stride_h), 1};
   const cuuint32_t xs[4] = {1, (cuuint32_t)c.stride_w, (cuuint32_t)c.stride_h, 1};

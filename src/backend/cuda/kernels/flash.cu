@@ -5,41 +5,11 @@
  * 64 at a time, the next tile on its way while this one is used. Scores live in registers as mma.m16n8k16
  * leaves them; the running maximum and sum of a row are kept by the four threads that share it. Shared rows
  * are 16-byte groups, group g of row r stored at g ^ (r % 8), so that ldmatrix meets no bank twice. */
-#include "backend/cuda/kernels/common.cuh"
+#include "backend/cuda/kernels/mma.cuh"
 
 namespace {
 
 enum { QUERIES = 64, KEYS = 64, WARPS = 4, BLOCK = WARPS * 32 };
-
-__device__ __forceinline__ unsigned shared_address(const void *p) {
-  return (unsigned)__cvta_generic_to_shared(p);
-}
-/* 16 bytes from global to shared memory, or zeros */
-__device__ __forceinline__ void copy16(unsigned to, const void *from, bool real) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0));
-}
-__device__ __forceinline__ void copies_commit() {
-  asm volatile("cp.async.commit_group;");
-}
-template <int N> __device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-__device__ __forceinline__ void ldmatrix4(unsigned r[4], unsigned at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at));
-}
-__device__ __forceinline__ void ldmatrix4_transposed(unsigned r[4], unsigned at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at));
-}
-__device__ __forceinline__ void mma(float c[4], const unsigned a[4], unsigned b0, unsigned b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-               "{%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 /* Byte offset of 16-byte group g of row r in a tile of D channels. */
 template <int D> __device__ __forceinline__ unsigned spot(int r, int g) {

@@ -109,6 +109,8 @@ typedef struct k_conv_spec {
   void *out;
 } k_conv_spec;
 void k_conv_simple(k_stream s, const k_conv_spec *c, k_type type); /* type: of x and w */
+/* bf16 on any card. False: not this case. */
+bool k_conv_mma(k_stream s, const k_conv_spec *c);
 /* bf16 on compute capability 9.0; encoder is the driver's cuTensorMapEncodeTiled. False: not this case. */
 bool k_conv_sm90(k_stream s, void *encoder, const k_conv_spec *c);
 

@@ -1,6 +1,6 @@
 /* rows.cu: everything that needs a whole row of channels before its first result: norms and softmax.
  *
- * The fast form keeps a row in registers: GROUP threads (a warp, or a block of 256) hold CHUNKS times 8
+ * The fast form keeps a row in registers: GROUP threads (a warp, or a block of 128) hold CHUNKS times 8
  * values each, so that memory is read once. Rows that are too long, or not made of aligned groups of 8,
  * take the plain form, one block a row, which reads the row once for each pass. Variances are taken
  * around a first mean and corrected by what that mean is off, so that a row of large equal values gives 0. */
@@ -8,7 +8,7 @@
 
 namespace {
 
-enum { BLOCK = 256 };
+enum { BLOCK = 128 };
 
 /* ---- What is done with the standardised value: apply(row, first column, count, values) ---- */
 
@@ -82,15 +82,15 @@ template <int GROUP> __device__ __forceinline__ float2 group_sum(float2 v) {
   v.x = warp_sum(v.x);
   v.y = warp_sum(v.y);
   if (GROUP == 32) return v;
-  __shared__ float2 part[2][BLOCK / 32];
+  __shared__ float2 part[BLOCK / 32];
   static_assert(GROUP == 32 || GROUP == BLOCK, "a warp or the block");
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   __syncthreads(); /* the part read last time is free */
-  if (lane == 0) part[0][warp] = v;
+  if (lane == 0) part[warp] = v;
   __syncthreads();
   float2 sum = make_float2(0, 0);
 #pragma unroll
-  for (int i = 0; i < BLOCK / 32; i++) sum.x += part[0][i].x, sum.y += part[0][i].y;
+  for (int i = 0; i < BLOCK / 32; i++) sum.x += part[i].x, sum.y += part[i].y;
   return sum;
 }
 
@@ -188,7 +188,7 @@ void rows_run(k_stream s, const In *x, Out *out, int64_t rows, int c, float eps,
   if (rows <= 0) return;
   bool vector = c % VEC == 0 && aligned16(x) && aligned16(out);
   unsigned few = blocks_for(rows, BLOCK / 32), each = (unsigned)rows;
-  if (!vector || c > BLOCK * VEC * 4)
+  if (!vector || c > BLOCK * VEC * 8)
     rows_plain<<<each, BLOCK, 0, s>>>(x, out, c, eps, op);
   else if (c <= 32 * VEC)
     rows_fast<In, Out, 32, 1, Op><<<few, BLOCK, 0, s>>>(x, out, rows, c, eps, op);
@@ -198,8 +198,12 @@ void rows_run(k_stream s, const In *x, Out *out, int64_t rows, int c, float eps,
     rows_fast<In, Out, 32, 4, Op><<<few, BLOCK, 0, s>>>(x, out, rows, c, eps, op);
   else if (c <= BLOCK * VEC * 2)
     rows_fast<In, Out, BLOCK, 2, Op><<<each, BLOCK, 0, s>>>(x, out, rows, c, eps, op);
+  else if (c <= BLOCK * VEC * 3) /* 3072 */
+    rows_fast<In, Out, BLOCK, 3, Op><<<each, BLOCK, 0, s>>>(x, out, rows, c, eps, op);
+  else if (c <= BLOCK * VEC * 5) /* 5120 */
+    rows_fast<In, Out, BLOCK, 5, Op><<<each, BLOCK, 0, s>>>(x, out, rows, c, eps, op);
   else
-    rows_fast<In, Out, BLOCK, 4, Op><<<each, BLOCK, 0, s>>>(x, out, rows, c, eps, op);
+    rows_fast<In, Out, BLOCK, 8, Op><<<each, BLOCK, 0, s>>>(x, out, rows, c, eps, op);
 }
 
 /* ---- Softmax over the keys of one query, one block each ---- */
