@@ -2,7 +2,7 @@
  * tensors' shapes say the rest, and where both speak they must agree. */
 #include "dit/dit_internal.h"
 
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "weights/model_config.h"
@@ -33,13 +33,17 @@ static wan_status dim_of(dit *d, const char *name, int ndim, int i, int64_t *out
   return WAN_OK;
 }
 
+/* One more than the highest block that any tensor belongs to, so that a missing tensor is missed by name. */
 static int count_layers(const dit *d) {
-  char name[64];
-  int n = 0;
-  for (;; n++) {
-    snprintf(name, sizeof name, "blocks.%d.modulation", n);
-    if (weight_set_find(d->set, name).type == DT_NONE) return n;
+  enum { SANE = 1 << 16 };
+  long n = 0;
+  for (int64_t i = 0; i < weight_set_count(d->set); i++) {
+    const char *name = weight_set_name(d->set, i);
+    if (strncmp(name, "blocks.", 7) != 0) continue;
+    long block = strtol(name + 7, NULL, 10);
+    if (block >= n && block < SANE) n = block + 1;
   }
+  return (int)n;
 }
 
 static wan_status find_type(dit *d, const char *name) {

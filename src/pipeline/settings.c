@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 #include "core/rng.h"
 #include "pipeline/hash.h"
@@ -241,6 +242,7 @@ static bool is_part(double x) {
 static wan_status resolve_guidance(wan_model *m, const wan_model_info *info, run_settings *s) {
   core_ctx *ctx = m->ctx;
   const wan_generate_params *p = s->params;
+  if (isnan(p->guidance_low) || isnan(p->guidance_high)) REFUSE("guidance has to be a finite number");
   s->guidance[EXPERT_LOW] = p->guidance_low >= 0 ? p->guidance_low : info->guidance_low;
   s->guidance[EXPERT_HIGH] = p->guidance_high >= 0 ? p->guidance_high : info->guidance_high;
   if (m->experts == 1) s->guidance[EXPERT_HIGH] = s->guidance[EXPERT_LOW]; /* the only expert's index */
@@ -268,6 +270,17 @@ static wan_status resolve_guidance(wan_model *m, const wan_model_info *info, run
   return WAN_OK;
 }
 
+/* Before hours of work: cleaning refuses the same, but the settings are stored as JSON earlier. */
+static wan_status check_text(core_ctx *ctx, const char *what, const char *text) {
+  utf8proc_int32_t c;
+  for (size_t at = 0; text[at];) {
+    utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)text + at, -1, &c);
+    if (n < 1) REFUSE("the %s is not valid UTF-8 at byte %zu", what, at);
+    at += (size_t)n;
+  }
+  return WAN_OK;
+}
+
 static wan_status resolve(wan_model *m, bool bare, run_settings *s) {
   core_ctx *ctx = m->ctx;
   const wan_generate_params *p = s->params;
@@ -275,9 +288,12 @@ static wan_status resolve(wan_model *m, bool bare, run_settings *s) {
   s->experts = m->experts;
   s->prompt = p->prompt ? p->prompt : "";
   s->negative = p->negative ? p->negative : model_negative;
+  CORE_TRY(check_text(ctx, "prompt", s->prompt));
+  CORE_TRY(check_text(ctx, "negative prompt", s->negative));
   s->fps = p->fps > 0 ? p->fps : info.fps;
   if (!(p->fps >= 0 && p->fps <= 1000)) REFUSE("%g frames a second: between 0 and 1000 are possible", p->fps);
   s->seed = p->seed >= 0 ? p->seed : (int64_t)(rng_random_seed() & INT64_MAX);
+  if ((unsigned)p->rng > WAN_RNG_PHILOX) REFUSE("unknown noise generator %d", (int)p->rng);
   CORE_TRY(resolve_frames(ctx, &info, s));
   CORE_TRY(given_collect(ctx, s));
   CORE_TRY(check_task(m, bare, s));

@@ -10,7 +10,6 @@
 #endif
 
 #include "media/media.h"
-#include "weights/safetensors.h"
 
 static scratch dir;
 

@@ -4,24 +4,7 @@
 #define _GNU_SOURCE
 #include "tiny.h"
 
-#include "weights/safetensors.h"
-#include "weights/weights.h"
-
 static scratch dir;
-
-/* All weights of `from`, renamed to the official names, as one safetensors file. */
-static void to_safetensors(const char *from, weight_kind kind, const char *to) {
-  core_ctx ctx;
-  weight_set *set;
-  core_ctx_init(&ctx);
-  if (weight_set_open(&ctx, from, kind, &set) != WAN_OK) fail_msg("%s", ctx.message);
-  int n = (int)weight_set_count(set);
-  named_tensor *t = malloc((size_t)n * sizeof *t);
-  for (int i = 0; i < n; i++) t[i] = (named_tensor){weight_set_name(set, i), weight_set_tensor(set, i)};
-  if (safetensors_write(&ctx, to, n, t, NULL) != WAN_OK) fail_msg("%s", ctx.message);
-  free(t);
-  weight_set_close(set);
-}
 
 /* One blank more behind the header: every tensor moves by a byte. */
 static void make_odd(const char *path) {
@@ -71,7 +54,7 @@ static void test_odd_offsets(void **state) {
   for (int i = 0; i < 2; i++) {
     snprintf(path, sizeof path, "%s/%s.pth", model, parts[i].stem);
     snprintf(to, sizeof to, "%s/%s.safetensors", model, parts[i].stem);
-    to_safetensors(path, parts[i].kind, to);
+    tiny_rewrite(path, parts[i].kind, to, NULL, NULL);
     make_odd(to);
     unlink(path);
   }
@@ -83,13 +66,13 @@ static void test_mlx(void **state) {
   char from[700], to[700];
   const char *model = scratch_path(&dir, "mlx"), *source = tiny_copy(&dir, "ti2v", "mlx");
   snprintf(to, sizeof to, "%s/wan_model_mlx.safetensors", model);
-  to_safetensors(source, WEIGHTS_DIT, to);
+  tiny_rewrite(source, WEIGHTS_DIT, to, NULL, NULL);
   snprintf(from, sizeof from, "%s/Wan2.2_VAE.pth", source);
   snprintf(to, sizeof to, "%s/vae_mlx.safetensors", model);
-  to_safetensors(from, WEIGHTS_VAE, to);
+  tiny_rewrite(from, WEIGHTS_VAE, to, NULL, NULL);
   snprintf(from, sizeof from, "%s/models_t5_umt5-xxl-enc-bf16.pth", source);
   snprintf(to, sizeof to, "%s/t5_encoder_mlx.safetensors", model);
-  to_safetensors(from, WEIGHTS_TEXT, to);
+  tiny_rewrite(from, WEIGHTS_TEXT, to, NULL, NULL);
   compare(model, "ti2v");
 }
 

@@ -62,6 +62,29 @@ const char *tiny_copy(scratch *s, const char *ckpt, const char *name) {
   return to;
 }
 
+void tiny_rewrite(const char *from, weight_kind kind, const char *to, tiny_edit edit, void *user) {
+  core_ctx ctx;
+  weight_set *set;
+  core_ctx_init(&ctx);
+  if (weight_set_open(&ctx, from, kind, &set) != WAN_OK) fail_msg("%s", ctx.message);
+  int count = (int)weight_set_count(set), n = 0;
+  named_tensor *t = calloc((size_t)count, sizeof *t);
+  void **copy = calloc((size_t)count, sizeof *copy);
+  for (int i = 0; i < count; i++) {
+    t[n] = (named_tensor){weight_set_name(set, i), weight_set_tensor(set, i)};
+    size_t bytes = tensor_bytes(&t[n].value);
+    copy[i] = malloc(bytes + 1);
+    t[n].value.data = memcpy(copy[i], t[n].value.data, bytes);
+    if (edit) edit(user, &t[n]);
+    n += t[n].name != NULL;
+  }
+  if (safetensors_write(&ctx, to, n, t, NULL) != WAN_OK) fail_msg("%s", ctx.message);
+  for (int i = 0; i < count; i++) free(copy[i]);
+  free(copy);
+  free(t);
+  weight_set_close(set);
+}
+
 int tiny_entries(const char *dir) {
   DIR *d = opendir(dir);
   int n = 0;

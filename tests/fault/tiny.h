@@ -10,6 +10,8 @@
 #include <cmocka.h>
 
 #include "api/context.h"
+#include "weights/safetensors.h"
+#include "weights/weights.h"
 #include "scratch.h"
 
 #define TINY_DATA WAN_SOURCE_DIR "/tests/parity/data/"
@@ -41,6 +43,11 @@ const char *tiny_copy(scratch *s, const char *ckpt, const char *name);
 /* A whole file; free(). */
 unsigned char *tiny_read(const char *path, size_t *size);
 void tiny_write(const char *path, const void *data, size_t size);
+
+/* All weights of `from` under their official names as one safetensors file; edit (may be NULL) may change
+ * each one's description and data, and takes it out by setting its name to NULL. */
+typedef void (*tiny_edit)(void *user, named_tensor *t);
+void tiny_rewrite(const char *from, weight_kind kind, const char *to, tiny_edit edit, void *user);
 
 /* One thread, so that allocations come in a fixed order. name NULL: the best of this build. */
 wan_context *tiny_context(const char *name);
