@@ -14,6 +14,7 @@ The first part of a path chooses the behaviour, the rest is what the client appe
     /text/...         200 with something that is not JSON;  /empty/, /blank/, /null/  JSON without a text
     /refuse/...       401, an error message that repeats the key;  /404/...
     /move/N/...       N redirects, then a picture;  /loop  for ever;  /away  to a file:// address
+    /down/PORT        a redirect to http:// at another port
     /picture/...      a PNG;  /page  HTML
     /log              the requests seen so far, as JSON
 """
@@ -127,6 +128,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(308, b"", Location="/ok" + self.path[len("/moved"):])
         elif kind == "loop":
             self.send(302, b"", Location="/loop")
+        elif kind == "down":
+            self.send(302, b"", Location=f"http://127.0.0.1:{parts[2]}/picture")
         elif kind == "away":
             self.send(302, b"", Location="file:///etc/hostname")
         elif kind == "picture":

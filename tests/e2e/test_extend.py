@@ -186,6 +186,11 @@ def test_certificates(folder):
         p = wan("extend", "-p", "x", "--extend-url", server.url + "/ok", env=env, code=None)
         if fine:
             assert p.returncode == 0 and p.stdout == TEXT + "\n", p
+            # A redirect may not lead from https to http.
+            out, port = folder / "o.safetensors", SERVER.server_address[1]
+            wan("stage", "vision-image", "--image", server.url + "/picture", "-o", out, env=env)
+            p = wan("stage", "vision-image", "--image", f"{server.url}/down/{port}", "-o", out, env=env, code=1)
+            assert seen()[-1]["path"] == f"/down/{port}", p
         else:
             assert p.returncode == 1 and ("SSL" in p.stderr or "certificate" in p.stderr), p
             assert len(seen()) == n and time.time() - start < 15  # nothing arrived, no second attempt
