@@ -81,6 +81,7 @@ wan_context *cli_open(const cli_args *args, int *code) {
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, NULL);
   sigaction(SIGTERM, &action, NULL);
+  signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an error of write(), as a full disk is */
   return context;
 }
 

@@ -152,6 +152,11 @@ bool core_path_is_dir(const char *path) {
   return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+bool core_path_is_file(const char *path) {
+  struct stat st;
+  return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 char *core_path_join(core_ctx *ctx, const char *dir, const char *name) {
   size_t n = strlen(dir);
   return core_asprintf(ctx, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);

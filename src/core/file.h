@@ -30,6 +30,7 @@ void core_outfile_abort(core_ctx *ctx, core_outfile *f);        /* safe after co
 
 bool core_path_exists(const char *path);
 bool core_path_is_dir(const char *path);
+bool core_path_is_file(const char *path); /* a regular one: not a pipe, on which opening would wait */
 /* dir/name as a new string. */
 char *core_path_join(core_ctx *ctx, const char *dir, const char *name);
 

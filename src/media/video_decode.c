@@ -35,8 +35,9 @@ static wan_status av_fail(const reader *r, const char *what, int code) {
 
 static wan_status open_container(reader *r) {
   if (av_log_get_level() == AV_LOG_INFO) av_log_set_level(AV_LOG_QUIET); /* as in video_encode.c */
-  if (!core_path_exists(r->path) || core_path_is_dir(r->path))
-    return core_fail(r->ctx, WAN_ERR_IO, "%s: no such file", r->path);
+  if (!core_path_is_file(r->path))
+    return core_fail(r->ctx, WAN_ERR_IO, "%s: %s", r->path,
+                     core_path_exists(r->path) ? "not a regular file" : "no such file");
   char *url = core_asprintf(r->ctx, "file:%s", r->path);
   if (!url) return WAN_ERR_MEMORY;
   AVDictionary *options = NULL;

@@ -211,8 +211,10 @@ static wan_status check_task(wan_model *m, bool bare, const run_settings *s) {
 static wan_status resolve_steps(wan_model *m, const wan_model_info *info, run_settings *s) {
   core_ctx *ctx = m->ctx;
   const wan_generate_params *p = s->params;
-  int split = p->steps_high + p->steps_low;
   if (p->steps < 0 || p->steps_high < 0 || p->steps_low < 0) REFUSE("the number of steps can't be negative");
+  if (p->steps_high > SAMPLER_STEPS_MAX || p->steps_low > SAMPLER_STEPS_MAX)
+    REFUSE("at most %d steps are possible", SAMPLER_STEPS_MAX);
+  int split = p->steps_high + p->steps_low;
   if (split) {
     if (m->experts < 2) REFUSE("%s: has one expert, steps can't be split between two", m->dir.root);
     if (p->steps && p->steps != split)

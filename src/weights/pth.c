@@ -44,7 +44,7 @@ static bool begins(const core_map *map, const char *magic, size_t n) {
 
 bool pth_probe(const char *path) {
   unsigned char head[9] = {0}; /* byte 8 of a safetensors file begins its header: "{" */
-  FILE *f = fopen(path, "rb");
+  FILE *f = core_path_is_file(path) ? fopen(path, "rb") : NULL;
   size_t n = f ? fread(head, 1, sizeof head, f) : 0;
   if (f) fclose(f);
   if (n < sizeof head || head[8] == '{') return false;
