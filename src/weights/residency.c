@@ -69,6 +69,7 @@ void weight_group_prefetch(backend *be, weight_group *group) {
   }
 }
 
+/* The pages stay mapped: the next pass will read them again, and clean pages cost nobody anything. */
 void weight_group_load_ahead(backend *be, weight_group *group) {
   for (int i = 0; i < items(group); i++)
     if (group->item[i]->role != WEIGHT_TABLE) backend_weight_prefetch(be, group->item[i]);

@@ -72,7 +72,7 @@ wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const atten
   bool regular = q.type == DT_BF16 && d % 8 == 0 && d <= WIDEST_FLASH && aligned16(q.data) &&
                  aligned16(k.data) && aligned16(v.data) && aligned16(out.data);
   if (!regular) return by_products(be, q, k, v, spec, out);
-  if (spec->rel_bias.type == DT_NONE) {
+  if (spec->rel_bias.type == DT_NONE && aligned16(spec->key_bias.data)) {
     bool done = false;
     CORE_TRY(cuda_attention_dnn(be, q, k, v, spec, out, &done));
     if (done) return WAN_OK;
