@@ -155,6 +155,9 @@ struct backend {
  * An unknown or unavailable name is WAN_ERR_ARGUMENT / WAN_ERR_BACKEND and the message says why. */
 wan_status backend_open(core_ctx *ctx, const backend_config *config, backend **out);
 void backend_close(backend *be);
+/* A backend that computes nothing but counts memory and work (be->profile), for planning. Its tensors have no
+ * content: nothing may be read from them. Not among backend_name(). */
+wan_status backend_open_dry(core_ctx *ctx, wan_precision precision, backend **out);
 /* The i-th backend compiled in, NULL past the last. */
 const char *backend_name(int i);
 /* Status of everything issued so far; does not wait. */

@@ -1,144 +1,208 @@
-/* plan.c: cost of a run. FLOPs follow the model's arithmetic layer by layer; bytes follow what the rooms
- * allocate (named where they are counted). Time is FLOPs over the measured rate of a matrix product, each
- * kind of work with its own efficiency. */
+/* plan.c: cost of a run. The models' own code runs on a backend that computes nothing but counts
+ * (backend/dry.c): one step of each kind, then multiplied. So the plan can't disagree with the code. What is
+ * added by hand is what the pipeline itself holds, and how fast each kind of operation is beside a matrix
+ * product. */
 #include "pipeline/plan.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/profile.h"
 #include "pipeline/condition.h"
+#include "text/text.h"
+#include "vae/vae.h"
 
-/* Attention and convolution reach this part of a large matrix product's rate on the CPU backend. */
-static const double ATTENTION_EFFICIENCY = 0.5, CONV_EFFICIENCY = 0.6;
-enum { TEXT_TOKENS_GUESS = 128, TEXT_ROWS = 513, FFN_ROWS = 8192 }; /* FFN_ROWS: dit/dit.c */
+enum {
+  TEXT_TOKENS_GUESS = 128, /* of a prompt; the official negative prompt has about as many */
+  TEXT_PARTS = 16,         /* the largest part that is loaded at once: a layer of 24, to be safe */
+  VAE_PARTS = 2            /* the widest level of an autoencoder holds half of its weights */
+};
 
-static void add(run_cost *c, wan_stage stage, double flops, double efficiency) {
-  c->flops[stage] += flops;
-  c->work[stage] += flops / efficiency;
+/* One seat for the models: a dry backend with an account of its own. */
+typedef struct dry_run {
+  core_ctx ctx;
+  backend *be;
+} dry_run;
+
+static wan_status dry_open(dry_run *d, const wan_model *m) {
+  core_ctx_init(&d->ctx);
+  wan_status s =
+      backend_open_dry(&d->ctx, m->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16, &d->be);
+  return s == WAN_OK ? s : core_fail(m->ctx, s, "%s", d->ctx.message);
 }
 
-static uint64_t act_bytes(const wan_model *m) {
-  return dtype_size(m->be->act);
+/* Close the seat; its message goes to the model's context. */
+static wan_status dry_close(dry_run *d, const wan_model *m, wan_status s) {
+  backend_close(d->be);
+  return s == WAN_OK ? s : core_fail(m->ctx, s, "%s", d->ctx.message);
 }
 
-/* ---- Transformer ---- */
+/* What the profile has counted so far. `work` is in FLOPs of a large matrix product that take as long:
+ * attention and convolution reach a part of its rate, the rest is bound by memory and moves a byte in the
+ * time of BYTE_WORK of them (some 450 GFLOP/s and 15 GB/s on two cores; the ratio is higher on a GPU, where
+ * these operations are also a smaller part of the whole). */
+typedef struct counted {
+  double flops, work;
+} counted;
 
-static void cost_denoise(const wan_model *m, const run_settings *s, run_cost *c) {
-  const dit_config *d = &m->config[0];
-  const double L = (double)c->tokens, C = (double)d->dim, passes = settings_passes(s);
-  const double linear = L * C * (4 * C + 2 * C + 2 * (double)d->ffn_dim); /* self 4, cross q and o, FFN 2 */
-  const double ends = L * C * 4 * (double)(d->in_dim + d->out_dim);
-  add(c, WAN_STAGE_DENOISE, 2 * passes * (d->layers * linear + ends), 1);
-  add(c, WAN_STAGE_DENOISE, 4 * passes * d->layers * L * C * (L + TEXT_ROWS), ATTENTION_EFFICIENCY);
-
-  const uint64_t a = act_bytes(m), tokens = (uint64_t)c->tokens, dim = (uint64_t)d->dim;
-  const uint64_t latent = (uint64_t)(s->T * s->h * s->w * s->C) * 4;
-  uint64_t streams = 1, rows = tokens < FFN_ROWS ? tokens : FFN_ROWS;
-  for (int k = 0; k < s->steps; k++) {
-    step_plan step = settings_step(s, k);
-    uint64_t n = 1u + step.uncond + step.skip;
-    if (n > streams) streams = n;
+static counted count(const backend *be) {
+  enum { BYTE_WORK = 30 };
+  static const double efficiency[PROF_COUNT] = {[PROF_LINEAR] = 1,
+                                                [PROF_ATTENTION] = 0.4,
+                                                [PROF_CONV] = 0.7,
+                                                [PROF_UPSAMPLE_CONV] = 1.5 /* 4/9 of the taps */};
+  counted c = {0};
+  for (int i = 0; i < PROF_COUNT; i++) {
+    const backend_profile_row *r = &be->profile->row[i];
+    c.flops += r->flops;
+    c.work += efficiency[i] > 0 ? r->flops / efficiency[i] : r->bytes * BYTE_WORK;
   }
-  uint64_t attention = 4 * tokens * dim * a;                     /* q, k, v and the norm or the result */
-  uint64_t ffn = rows * (2 * dim + (uint64_t)d->ffn_dim) * a;    /* norm, hidden layer, result */
-  uint64_t head = tokens * (dim + 8 * (uint64_t)d->out_dim) * 4; /* in F32 */
-  uint64_t scratch = attention > ffn ? attention : ffn;
-  if (head > scratch) scratch = head;
-  uint64_t text = 2 * streams * (uint64_t)d->layers * TEXT_ROWS * dim * a; /* cross-attention K and V */
-  uint64_t slots = (SLOT_COUNT + streams + 2) * latent;                    /* solver, velocities, condition */
-  uint64_t rope = tokens * (dim / (uint64_t)d->heads) * 4;
-  c->active[WAN_STAGE_DENOISE] = streams * tokens * dim * 4 + scratch + text + slots + rope;
-
-  const uint64_t block = 8 * dim * dim + 2 * dim * (uint64_t)d->ffn_dim; /* elements */
-  c->group[WAN_STAGE_DENOISE] = block * a;
-  c->weights[WAN_STAGE_DENOISE] = (uint64_t)d->layers * block * a + 12 * dim * dim * 4; /* time MLP in F32 */
+  return c;
 }
 
-/* ---- Text ---- */
+static void add_work(run_cost *c, wan_stage stage, counted w, double times) {
+  c->flops[stage] += times * w.flops;
+  c->work[stage] += times * w.work;
+}
+
+static counted less(counted a, counted b) {
+  return (counted){a.flops - b.flops, a.work - b.work};
+}
+
+/* Peak of the seat so far, split into weights (all still loaded) and the rest. */
+static void keep_memory(run_cost *c, wan_stage stage, const dry_run *d, uint64_t weights, uint64_t group) {
+  uint64_t peak = core_mem_peak(&d->ctx);
+  c->weights[stage] = weights;
+  c->group[stage] = group;
+  c->active[stage] = peak > weights ? peak - weights : 0;
+}
+
+/* Which tensors of a file a stage loads. */
+static bool all_but_table(const char *name) {
+  return strcmp(name, "token_embedding.weight") != 0; /* looked up in place */
+}
+
+static bool of_decoder(const char *name) {
+  return strncmp(name, "decoder.", 8) == 0 || strncmp(name, "conv2.", 6) == 0;
+}
+
+static bool of_encoder(const char *name) {
+  return strncmp(name, "encoder.", 8) == 0 || strncmp(name, "conv1.", 6) == 0;
+}
+
+/* Bytes of these tensors once loaded: vectors in f32, the rest in the act dtype. */
+static uint64_t loaded_bytes(const weight_set *set, const backend *be, bool (*counts)(const char *name)) {
+  uint64_t bytes = 0;
+  for (int64_t i = 0; i < weight_set_count(set); i++) {
+    tensor t = weight_set_tensor(set, i);
+    if (counts(weight_set_name(set, i)))
+      bytes += (uint64_t)tensor_count(&t) * (t.ndim > 1 ? dtype_size(be->act) : 4);
+  }
+  return bytes;
+}
+
+/* ---- Stages ---- */
 
 static wan_status cost_text(const wan_model *m, const run_settings *s, run_cost *c) {
-  weight_set *set = NULL;
-  CORE_TRY(weight_set_open(m->ctx, m->dir.part[MODEL_TEXT], WEIGHTS_TEXT, &set));
-  double elements = 0;
-  uint64_t largest = 0;
-  for (int64_t i = 0; i < weight_set_count(set); i++) {
-    tensor t = weight_set_tensor(set, i);
-    if (strcmp(weight_set_name(set, i), "token_embedding.weight") == 0)
-      continue; /* looked up, stays mapped */
-    elements += (double)tensor_count(&t);
-    if ((uint64_t)tensor_count(&t) > largest) largest = (uint64_t)tensor_count(&t);
+  dry_run d;
+  umt5 *u = NULL;
+  CORE_TRY(dry_open(&d, m));
+  wan_status st = umt5_open(d.be, m->dir.part[MODEL_TEXT], UINT64_MAX, &u);
+  float *out = NULL;
+  int32_t ids[TEXT_TOKENS_GUESS] = {0};
+  if (st == WAN_OK && !(out = core_calloc(&d.ctx, TEXT_TOKENS_GUESS, (size_t)umt5_dim(u) * sizeof *out)))
+    st = WAN_ERR_MEMORY;
+  if (st == WAN_OK) st = umt5_encode(u, ids, TEXT_TOKENS_GUESS, out, NULL, NULL);
+  if (st == WAN_OK) {
+    add_work(c, WAN_STAGE_TEXT, count(d.be), settings_use_negative(s) ? 2 : 1);
+    uint64_t weights = loaded_bytes(umt5_weights(u), d.be, all_but_table);
+    keep_memory(c, WAN_STAGE_TEXT, &d, weights, weights / TEXT_PARTS);
   }
-  weight_set_close(set);
-  int texts = settings_use_negative(s) ? 2 : 1;
-  add(c, WAN_STAGE_TEXT, 2 * elements * TEXT_TOKENS_GUESS * texts, 1);
-  c->weights[WAN_STAGE_TEXT] = (uint64_t)elements * act_bytes(m);
-  c->group[WAN_STAGE_TEXT] = 5 * largest * act_bytes(m); /* a layer: 4 attention and 3 wider FFN matrices */
-  c->active[WAN_STAGE_TEXT] = (uint64_t)TEXT_TOKENS_GUESS * (uint64_t)m->config[0].text_dim * 4 * 16;
-  return WAN_OK;
+  core_free(&d.ctx, out);
+  umt5_close(u);
+  return dry_close(&d, m, st);
 }
 
-/* ---- VAE ---- */
-
-/* Where in the autoencoder a tensor works: at which fraction of full resolution, on how many frames of a
- * push of four. */
-typedef struct vae_place {
-  double scale, frames;
-} vae_place;
-
-static vae_place place_of(const char *name, bool decode, bool v22) {
-  const double full = v22 ? 2 : 1; /* 2.2 works on 2x2 pixel blocks */
-  const char *stack = strstr(name, decode ? "upsamples." : "downsamples.");
-  /* Frames per push by level, coarse to fine in the decoder: 1, 2, 4, 4; the encoder mirrors it. */
-  static const double frames[4] = {1, 2, 4, 4};
-  if (!stack) {
-    bool fine = strstr(name, decode ? "decoder.head" : "encoder.conv1") != NULL;
-    return fine ? (vae_place){1 / full, 4} : (vae_place){1 / (8 * full), 1};
+/* One pass with as many conditionings as the busiest step has. */
+static wan_status cost_denoise(const wan_model *m, const run_settings *s, run_cost *c) {
+  dry_run d;
+  dit *net = NULL;
+  dit_text *text[DIT_PASSES_MAX] = {0};
+  tensor v[DIT_PASSES_MAX];
+  int passes = 1;
+  for (int k = 0; k < s->steps; k++) {
+    step_plan step = settings_step(s, k);
+    int n = 1 + step.uncond + step.skip;
+    if (n > passes) passes = n;
   }
-  int index = (int)strtol(strchr(stack, '.') + 1, NULL, 10);
-  int level = v22 ? index : index / (decode ? 4 : 3);
-  bool resample = strstr(name, "resample.1") || strstr(name, "time_conv");
-  bool spatial = strstr(name, "resample.1") != NULL;
-  if (level > 3) level = 3;
-  if (decode) {
-    int fine = level + (spatial && level < 3); /* the spatial convolution works on the result */
-    return (vae_place){1 / (full * (double)(8 >> fine)), frames[resample ? (spatial ? fine : level) : level]};
+  CORE_TRY(dry_open(&d, m));
+  backend *be = d.be;
+  wan_status st = dit_open(be, m->dir.part[MODEL_DIT], UINT64_MAX, &net);
+  scope_mark mark = scope_begin(be);
+  if (st == WAN_OK) {
+    const dit_config *k = dit_get_config(net);
+    float none = 0, t[2] = {500, 0};
+    int64_t rows = TEXT_TOKENS_GUESS < k->text_len ? TEXT_TOKENS_GUESS : k->text_len;
+    tensor x = TENSOR_NEW(be, DT_F32, s->T, s->h, s->w, k->in_dim);
+    for (int i = 0; i < passes && st == WAN_OK; i++) {
+      v[i] = TENSOR_NEW(be, DT_F32, s->T, s->h, s->w, k->out_dim);
+      st = dit_text_create(net, TENSOR_OF(DT_F32, &none, rows, k->text_dim), &text[i]);
+    }
+    if (st == WAN_OK) st = dit_forward(net, x, (dit_timesteps){t, 1}, passes, text, v, NULL);
+    if (st == WAN_OK) {
+      add_work(c, WAN_STAGE_DENOISE, count(be), (double)settings_passes(s) / passes);
+      uint64_t latent = (uint64_t)(s->T * s->h * s->w * s->C) * 4;
+      uint64_t weights = loaded_bytes(dit_weights(net), be, all_but_table);
+      keep_memory(c, WAN_STAGE_DENOISE, &d, weights, weights / (uint64_t)(k->layers > 1 ? k->layers : 1));
+      c->active[WAN_STAGE_DENOISE] += (SLOT_COUNT + 2) * latent; /* the solver's history, the condition */
+    }
   }
-  int coarse = level + (resample && level < 3);
-  return (vae_place){1 / (full * (double)(1 << coarse)), frames[3 - (spatial ? level : coarse)]};
+  for (int i = 0; i < passes; i++) dit_text_free(text[i]);
+  scope_end(be, mark);
+  dit_close(net);
+  return dry_close(&d, m, st);
 }
 
+/* The first push and one of the others stand for all; memory is at its peak with the second. */
 static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decode, wan_stage stage,
-                           double pushes, run_cost *c) {
-  weight_set *set = NULL;
-  CORE_TRY(weight_set_open(m->ctx, m->dir.part[MODEL_VAE], WEIGHTS_VAE, &set));
-  const bool v22 = m->vae_stride == 16;
-  const double pixels = (double)s->width * s->height, cells = (double)(s->h * s->w);
-  const uint64_t a = act_bytes(m);
-  double history = 0, widest = 0, elements = 0;
-  for (int64_t i = 0; i < weight_set_count(set); i++) {
-    const char *name = weight_set_name(set, i);
-    tensor t = weight_set_tensor(set, i);
-    if (strncmp(name, decode ? "decoder." : "encoder.", 8) != 0 || t.ndim < 4) continue;
-    double n = (double)tensor_count(&t), in = (double)t.dim[1], out = (double)t.dim[0];
-    vae_place p = place_of(name, decode, v22);
-    double area = pixels * p.scale * p.scale;
-    elements += n;
-    if (n <= out * in && !strstr(name, "to_qkv") && !strstr(name, "proj") && !strstr(name, "shortcut"))
-      continue;
-    add(c, stage, 2 * n * area * p.frames * pushes, CONV_EFFICIENCY);
-    if (strstr(name, "to_qkv")) add(c, stage, 4 * cells * cells * in * pushes, ATTENTION_EFFICIENCY);
-    if (t.ndim == 5 && t.dim[2] == 3) history += 2 * area * in;
-    double wide = area * (p.frames + 2) * (in > out ? in : out);
-    if (wide > widest) widest = wide;
+                           int pushes, run_cost *c) {
+  dry_run d;
+  vae *v = NULL;
+  vae_decoder *dec = NULL;
+  vae_encoder *enc = NULL;
+  CORE_TRY(dry_open(&d, m));
+  backend *be = d.be;
+  wan_status st = vae_open(be, m->dir.part[MODEL_VAE], UINT64_MAX, &v);
+  if (st == WAN_OK)
+    st = decode ? vae_decoder_open(v, s->h, s->w, &dec) : vae_encoder_open(v, s->height, s->width, &enc);
+  counted at[3] = {{0}};
+  for (int i = 0; st == WAN_OK && i < 2 && i < pushes; i++) {
+    scope_mark mark = scope_begin(be);
+    tensor in, out;
+    if (decode) {
+      in = TENSOR_NEW(be, DT_F32, 1, s->h, s->w, s->C);
+      st = vae_decoder_push(dec, in, &out);
+      op_to_u8(be, out);
+    } else {
+      in = TENSOR_NEW(be, DT_F32, i ? 4 : 1, s->height, s->width, 3);
+      st = vae_encoder_push(enc, in, &out);
+    }
+    if (st == WAN_OK) st = backend_status(be);
+    scope_end(be, mark);
+    at[i + 1] = count(be);
   }
-  weight_set_close(set);
-  c->weights[stage] = c->group[stage] = (uint64_t)elements * a;
-  /* A residual block holds its input, its result and one convolution's input with history (vae/blocks.c);
-   * the backend's convolution may hold as much again. */
-  c->active[stage] = (uint64_t)((history + 4 * widest) * (double)a) +
-                     (uint64_t)(s->T * s->h * s->w * s->C) * 8 + (uint64_t)(pixels * 4 * 3 * 5);
-  return WAN_OK;
+  if (st == WAN_OK) {
+    add_work(c, stage, at[1], 1);
+    if (pushes > 1) add_work(c, stage, less(at[2], at[1]), pushes - 1);
+    uint64_t weights = loaded_bytes(vae_weights(v), be, decode ? of_decoder : of_encoder);
+    keep_memory(c, stage, &d, weights, weights / VAE_PARTS);
+    c->active[stage] += (uint64_t)(s->T * s->h * s->w * s->C) * 8; /* the latents, on the backend and here */
+  }
+  vae_decoder_close(dec);
+  vae_encoder_close(enc);
+  vae_close(v);
+  return dry_close(&d, m, st);
 }
 
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
@@ -146,8 +210,8 @@ wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
   CORE_TRY(cost_text(m, s, out));
   int chunks = condition_chunks(m, s);
   if (chunks) CORE_TRY(cost_vae(m, s, false, WAN_STAGE_ENCODE, chunks, out));
-  cost_denoise(m, s, out);
-  return cost_vae(m, s, true, WAN_STAGE_DECODE, (double)s->T, out);
+  CORE_TRY(cost_denoise(m, s, out));
+  return cost_vae(m, s, true, WAN_STAGE_DECODE, (int)s->T, out);
 }
 
 /* ---- Memory ---- */

@@ -1,0 +1,239 @@
+/* dry.c: a backend that computes nothing. The op wrappers still check every shape, take every result from a
+ * scope and count every floating-point operation, and memory is counted although none is taken. So running a
+ * model's own code on it says what a run will need, and can't disagree with that code.
+ *
+ * Addresses it hands out are only labels: nothing reads or writes them. */
+#include "backend/backend.h"
+#include "backend/profile.h"
+
+enum { LABEL_START = 1 << 20, LABEL_ALIGN = 4096 };
+
+typedef struct dry {
+  uintptr_t next; /* label of the next allocation */
+} dry;
+
+static void *label(backend *be, size_t bytes) {
+  dry *d = be->impl;
+  uintptr_t at = d->next;
+  d->next += (bytes + LABEL_ALIGN) / LABEL_ALIGN * LABEL_ALIGN;
+  core_mem_add(be->ctx, (int64_t)bytes);
+  return (void *)at;
+}
+
+static void dry_close(backend *be) {
+  core_free(be->ctx, be->impl);
+}
+
+static void dry_free(backend *be, void *p, size_t bytes) {
+  (void)p;
+  core_mem_add(be->ctx, -(int64_t)bytes);
+}
+
+static wan_status dry_move(backend *be, void *dst, const void *src, size_t bytes) {
+  (void)be, (void)dst, (void)src, (void)bytes;
+  return WAN_OK;
+}
+
+static wan_status dry_zero(backend *be, void *dst, size_t bytes) {
+  (void)be, (void)dst, (void)bytes;
+  return WAN_OK;
+}
+
+static wan_status dry_sync(backend *be) {
+  (void)be;
+  return WAN_OK;
+}
+
+/* What a backend holds of a weight: f32 where the role says so, the act dtype otherwise; an upsampling kernel
+ * becomes four phases of 2x2 taps out of 3x3; of a table only the rows in use are read. */
+static wan_status dry_weight_load(backend *be, weight *w) {
+  const bool wide = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32;
+  w->type = wide ? DT_F32 : be->act;
+  size_t bytes = (size_t)tensor_count(&w->src) * dtype_size(w->type);
+  if (w->role == WEIGHT_CONV_UP) bytes = bytes / 9 * 16;
+  w->data_bytes = w->role == WEIGHT_TABLE ? 0 : bytes;
+  w->data = label(be, w->data_bytes);
+  return WAN_OK;
+}
+
+static void dry_weight_unload(backend *be, weight *w) {
+  dry_free(be, w->data, w->data_bytes);
+}
+
+static wan_status dry_linear(backend *be, tensor x, const weight *w, const weight *b, op_act act,
+                             tensor out) {
+  (void)be, (void)x, (void)w, (void)b, (void)act, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, int shift,
+                               int scale, float eps, tensor out) {
+  (void)be, (void)x, (void)mod, (void)rows, (void)shift, (void)scale, (void)eps, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_layer_norm(backend *be, tensor x, const weight *gamma, const weight *beta, float eps,
+                                 tensor out) {
+  (void)be, (void)x, (void)gamma, (void)beta, (void)eps, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_rms_norm(backend *be, tensor x, const weight *gamma, float eps, tensor out) {
+  (void)be, (void)x, (void)gamma, (void)eps, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_qk_norm_rope(backend *be, tensor x, const weight *gamma, float eps, tensor rope,
+                                   int heads) {
+  (void)be, (void)x, (void)gamma, (void)eps, (void)rope, (void)heads;
+  return WAN_OK;
+}
+
+static wan_status dry_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *s,
+                                tensor out) {
+  (void)be, (void)q, (void)k, (void)v, (void)s, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_gate_add(backend *be, tensor x, tensor y, tensor mod, const token_rows *rows,
+                               int gate) {
+  (void)be, (void)x, (void)y, (void)mod, (void)rows, (void)gate;
+  return WAN_OK;
+}
+
+static wan_status dry_pair(backend *be, tensor a, tensor b) {
+  (void)be, (void)a, (void)b;
+  return WAN_OK;
+}
+
+static wan_status dry_activate(backend *be, tensor x, op_act act, tensor out) {
+  (void)be, (void)x, (void)act, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_modulation(backend *be, const weight *base, tensor e, tensor out) {
+  (void)be, (void)base, (void)e, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_embed(backend *be, const weight *table, const int32_t *ids, tensor out) {
+  (void)be, (void)table, (void)ids, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_channel_norm(backend *be, tensor x, const weight *gamma, op_act act, tensor out) {
+  (void)be, (void)x, (void)gamma, (void)act, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_conv(backend *be, tensor x, const weight *w, const weight *b, const conv_spec *s,
+                           tensor residual, tensor out) {
+  (void)be, (void)x, (void)w, (void)b, (void)s, (void)residual, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_upsample_conv(backend *be, tensor x, const weight *w, const weight *b, tensor out) {
+  (void)be, (void)x, (void)w, (void)b, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) {
+  (void)be, (void)out, (void)x, (void)ft, (void)fs, (void)skip;
+  return WAN_OK;
+}
+
+static wan_status dry_avg_down_add(backend *be, tensor out, tensor x, int ft, int fs) {
+  (void)be, (void)out, (void)x, (void)ft, (void)fs;
+  return WAN_OK;
+}
+
+static wan_status dry_lincomb(backend *be, tensor out, int n, const tensor *x, const float *coef) {
+  (void)be, (void)out, (void)n, (void)x, (void)coef;
+  return WAN_OK;
+}
+
+static wan_status dry_three(backend *be, tensor a, tensor b, tensor out) {
+  (void)be, (void)a, (void)b, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_affine(backend *be, tensor x, tensor mul, tensor add, tensor out) {
+  (void)be, (void)x, (void)mul, (void)add, (void)out;
+  return WAN_OK;
+}
+
+static wan_status dry_all_finite(backend *be, tensor x, bool *finite) {
+  (void)be, (void)x;
+  *finite = true;
+  return WAN_OK;
+}
+
+static wan_status dry_dot(backend *be, tensor a, tensor b, double *sum) {
+  (void)be, (void)a, (void)b;
+  *sum = 0;
+  return WAN_OK;
+}
+
+static const backend_ops dry_ops = {
+    .name = "dry",
+    .close = dry_close,
+    .mem_alloc = label,
+    .mem_free = dry_free,
+    .upload = dry_move,
+    .download = dry_move,
+    .copy = dry_move,
+    .zero = dry_zero,
+    .sync = dry_sync,
+    .weight_load = dry_weight_load,
+    .weight_unload = dry_weight_unload,
+    .linear = dry_linear,
+    .ada_norm = dry_ada_norm,
+    .layer_norm = dry_layer_norm,
+    .rms_norm = dry_rms_norm,
+    .qk_norm_rope = dry_qk_norm_rope,
+    .attention = dry_attention,
+    .gate_add = dry_gate_add,
+    .mul = dry_pair,
+    .activate = dry_activate,
+    .modulation = dry_modulation,
+    .embed = dry_embed,
+    .cast = dry_pair,
+    .patchify = dry_pair,
+    .unpatchify = dry_pair,
+    .channel_norm = dry_channel_norm,
+    .conv = dry_conv,
+    .upsample_conv = dry_upsample_conv,
+    .time_unshuffle = dry_pair,
+    .dup_up_add = dry_dup_up_add,
+    .avg_down_add = dry_avg_down_add,
+    .space_to_depth = dry_pair,
+    .depth_to_space = dry_pair,
+    .lincomb = dry_lincomb,
+    .channel_affine = dry_affine,
+    .concat_channels = dry_three,
+    .to_u8 = dry_pair,
+    .all_finite = dry_all_finite,
+    .dot = dry_dot,
+};
+
+wan_status backend_open_dry(core_ctx *ctx, wan_precision precision, backend **out) {
+  *out = NULL;
+  backend *be = core_calloc(ctx, 1, sizeof *be);
+  dry *d = core_calloc(ctx, 1, sizeof *d);
+  backend_profile *profile = core_calloc(ctx, 1, sizeof *profile);
+  if (!be || !d || !profile) {
+    core_free(ctx, profile);
+    core_free(ctx, d);
+    core_free(ctx, be);
+    return WAN_ERR_MEMORY;
+  }
+  d->next = LABEL_START;
+  *be = (backend){.ops = &dry_ops,
+                  .ctx = ctx,
+                  .act = precision == WAN_PRECISION_F32 ? DT_F32 : DT_BF16,
+                  .threads = 1,
+                  .impl = d,
+                  .profile = profile};
+  *out = be;
+  return WAN_OK;
+}
