@@ -239,7 +239,8 @@ uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget) {
 
 uint64_t cost_peak(const run_cost *c, wan_stage stage, uint64_t budget) {
   uint64_t keep = cost_keep(c, stage, budget);
-  uint64_t held = c->weights[stage] <= keep ? c->weights[stage] : keep + c->group[stage];
+  uint64_t held = c->weights[stage] <= keep ? c->weights[stage]
+                                            : keep + 2 * c->group[stage]; /* one works, one is loaded ahead */
   return c->active[stage] + (held < c->weights[stage] ? held : c->weights[stage]);
 }
 
