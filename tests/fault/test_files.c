@@ -94,7 +94,8 @@ static void flips(subject *s, double seconds, bool guarded, uint64_t *chance) {
     size_t at = (size_t)(tiny_next(chance) % s->size);
     if (done % 2 && s->size > 2048) at %= 1024; /* headers are small and matter most */
     memcpy(s->bad, s->good, s->size);
-    s->bad[at] = r & 16 ? hard[r & 3] : (unsigned char)(s->bad[at] ^ 1u << (r & 7));
+    unsigned value = r & 16 ? hard[r & 3] : s->bad[at] ^ 1u << (r & 7);
+    s->bad[at] = (unsigned char)value;
     wan_status status = try_bytes(s, s->bad, s->size, "byte", at);
     refused += status != WAN_OK;
     if (guarded && status == WAN_OK) tiny_same(&s->run, &s->want, s->name);
@@ -277,7 +278,7 @@ static void damage_picture(const char *name, const unsigned char *good, size_t s
     uint64_t r = tiny_next(chance);
     size_t at = (size_t)((r >> 8) % size);
     memcpy(bad, good, size);
-    bad[at] ^= (unsigned char)(1u << (r & 7));
+    bad[at] = (unsigned char)(bad[at] ^ 1u << (r & 7));
     check_picture(&ctx, name, bad, size, &want, guarded, "byte", at);
   }
   free(bad);
