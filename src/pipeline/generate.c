@@ -50,14 +50,16 @@ static wan_status prepare(generation *g) {
   CORE_TRY(cost_estimate(m, &g->s, &g->cost));
   CORE_TRY(settings_to_json(m, &g->s, &g->json));
   g->budget = memory_budget(m->be);
-  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
+  /* A latent to decode brings its own size. */
+  for (int i = 0; i < WAN_STAGE_COUNT && !g->p->from_latent_path; i++) {
     uint64_t least = g->cost.active[i] + g->cost.group[i];
-    if (m->ctx->mem_limit && least > m->ctx->mem_limit)
+    if (least > g->budget)
       return core_fail(
           m->ctx, WAN_ERR_MEMORY,
-          "%s needs about %.1f GiB even with streamed weights, the limit is %.1f GiB; make the video "
+          "%s needs about %.1f GiB even with streamed weights, the %s is %.1f GiB; make the video "
           "smaller or shorter",
-          wan_stage_name((wan_stage)i), (double)least / (1 << 30), (double)m->ctx->mem_limit / (1 << 30));
+          wan_stage_name((wan_stage)i), (double)least / (1 << 30),
+          m->ctx->mem_limit ? "limit" : "memory available", (double)g->budget / (1 << 30));
   }
   if (g->p->from_latent_path) memset(g->cost.work, 0, WAN_STAGE_DECODE * sizeof *g->cost.work);
   progress_start(&g->progress, m->ctx, g->p->progress, g->p->user, g->cost.work);
