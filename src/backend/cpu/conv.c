@@ -135,12 +135,12 @@ static int64_t at_least_0(int64_t n) {
 wan_status cpu_conv(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *spec,
                     tensor residual, tensor out) {
   bool add = residual.type != DT_NONE;
-  if (!w->impl) {
+  const cpu_packed *cw = w->impl;
+  if (!cw || cw->matrix) {
     if (add) copy_pixels(be, out.data, residual.data, bytes_of(out));
     if (is_product(spec)) return cpu_product(be, x, w, bias, ACT_NONE, add, out);
     return conv_points(be, x, w, bias, spec, add, out);
   }
-  const cpu_conv_weight *cw = w->impl;
   const tensor *k = &w->src;
   conv_args a;
   memset(&a, 0, sizeof a); /* the geometry is compared as memory */
@@ -192,7 +192,7 @@ static void interleave(backend *be, const char *from, char *to, int64_t rows, in
 }
 
 wan_status cpu_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias, tensor out) {
-  const cpu_conv_weight *cw = w->impl;
+  const cpu_packed *cw = w->impl;
   int64_t H = x.dim[1], W = x.dim[2];
   size_t pixel = (size_t)out.dim[3] * dtype_size(out.type), frame = (size_t)(H * W) * pixel;
   char *picture = cpu_scratch_get(be, SCRATCH_PHASE, frame);

@@ -60,15 +60,23 @@ void cpu_convert(backend *be, dtype from, const void *src, dtype to, void *dst, 
 void cpu_widen(dtype from, const void *src, float *dst, int64_t n);
 wan_status cpu_weight_load(backend *be, weight *w);
 void cpu_weight_unload(backend *be, weight *w);
-/* What w->impl is for convolution weights, unless the kernel is 1x1x1: then the weight is a matrix. */
-typedef struct cpu_conv_weight {
-  dtype type; /* computed in */
-  packed
-      *part[4]; /* WEIGHT_CONV: one. WEIGHT_CONV_UP: kernels of output pixels (row & 1) * 2 + (column & 1) */
-} cpu_conv_weight;
+/* What w->impl is for weights that oneDNN packs; NULL for those used in the file's order. */
+typedef struct cpu_packed {
+  dtype type;  /* computed in */
+  bool matrix; /* for cpu_product(): part[0] is [N, K] */
+  /* WEIGHT_CONV_UP: kernels of output pixels (row & 1) * 2 + (column & 1); otherwise one */
+  packed *part[4];
+} cpu_packed;
 
 /* The operations, by file. */
-/* out = act(x . w^T + bias), or out += x . w^T + bias when add is set (act none); w->data is [N, K]. */
+/* Whether [N, K] in bf16 may go to oneDNN as such. Its AMX product (2.6.3) now and then executes a tile
+ * instruction on an unset configuration when K or N leaves a partial tile (seen with M, K, N = 33, 63, 7).
+ * All large matrices of the models are whole tiles; the others are small and are computed in f32. */
+static inline bool cpu_whole_tiles(int64_t N, int64_t K) {
+  return K % 32 == 0 && N % 16 == 0;
+}
+/* out = act(x . w^T + bias), or out += x . w^T + bias when add is set (act none); w is a
+ * matrix [N, K], or a kernel of one tap. */
 wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bias, op_act act, bool add,
                        tensor out);
 wan_status cpu_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);

@@ -67,7 +67,8 @@ wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bia
                        tensor out) {
   cpu_state *s = cpu_of(be);
   int64_t M = tensor_rows(&x), K = tensor_cols(&x), N = tensor_cols(&out);
-  dtype type = w->type == DT_BF16 && s->native_bf16 ? DT_BF16 : DT_F32;
+  dtype type = w->type == DT_BF16 && s->native_bf16 && cpu_whole_tiles(N, K) ? DT_BF16 : DT_F32;
+  const cpu_packed *form = w->impl;
   bool direct = w->type == type && (type == DT_BF16 || out.type == DT_F32);
   int64_t rows = M, wide = K > N ? K : N;
   if (x.type != type || !direct) rows = PIECE_ELEMENTS / wide > 64 ? PIECE_ELEMENTS / wide : 64;
@@ -80,7 +81,8 @@ wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bia
                      .act = act,
                      .add_dst = add && direct,
                      .src = at_row(x, r0, K),
-                     .w = w->data,
+                     .w = form ? NULL : w->data,
+                     .w_packed = form ? form->part[0] : NULL,
                      .bias = bias ? bias->data : NULL,
                      .dst = at_row(out, r0, N)};
     if (x.type != type) {

@@ -10,7 +10,7 @@ enum { CACHE_MAX = 96 };
 
 typedef struct prim_key {
   conv_geometry g; /* matmul: M, N, K lie in T, Co, Ci */
-  int64_t is_conv, act, has_bias, add_dst;
+  int64_t is_conv, act, has_bias, add_dst, packed;
 } prim_key;
 
 typedef struct prim {
@@ -127,11 +127,16 @@ static void mds_free(prim_mds *m) {
   md_free(&m->dst);
 }
 
-static dnnl_status_t matmul_mds(const prim_key *k, prim_mds *m) {
+/* packed_md: the layout of packed weights, NULL for plain ones or, when the key asks for packed ones, to let
+ * the library choose. */
+static dnnl_status_t matmul_mds(const prim_key *k, const cpu_md *packed_md, prim_mds *m) {
   const dnnl_dims_t src = {k->g.T, k->g.Ci}, w = {k->g.Ci, k->g.Co}, bias = {1, k->g.Co},
                     dst = {k->g.T, k->g.Co};
   dnnl_status_t s = md_init(&m->src, 2, src, dnnl_type(k->g.type), dnnl_ab);
-  if (s == dnnl_success) s = md_init(&m->w, 2, w, dnnl_type(k->g.type), dnnl_ba);
+  if (s == dnnl_success && packed_md)
+    s = md_copy(&m->w, md_in(packed_md));
+  else if (s == dnnl_success)
+    s = md_init(&m->w, 2, w, dnnl_type(k->g.type), k->packed ? dnnl_format_tag_any : dnnl_ba);
   if (s == dnnl_success && k->has_bias) s = md_init(&m->bias, 2, bias, dnnl_f32, dnnl_ab);
   if (s == dnnl_success) s = md_init(&m->dst, 2, dst, dnnl_type(k->g.dst_type), dnnl_ab);
   return s;
@@ -164,9 +169,10 @@ static dnnl_status_t conv_mds(const prim_key *k, prim_mds *m) {
   return s;
 }
 
-static dnnl_status_t make_pd(prims *p, const prim_key *k, prim_mds *m, dnnl_primitive_desc_t *pd) {
+static dnnl_status_t make_pd(prims *p, const prim_key *k, const cpu_md *w_md, prim_mds *m,
+                             dnnl_primitive_desc_t *pd) {
   dnnl_primitive_attr_t attr = NULL;
-  dnnl_status_t s = k->is_conv ? conv_mds(k, m) : matmul_mds(k, m);
+  dnnl_status_t s = k->is_conv ? conv_mds(k, m) : matmul_mds(k, w_md, m);
   if (s == dnnl_success) s = make_attr(k, &attr);
   const cpu_md *bias = k->has_bias ? &m->bias : NULL;
   if (s == dnnl_success && k->is_conv) {
@@ -192,12 +198,12 @@ static dnnl_status_t make_memory(prims *p, dnnl_memory_t *mem, cpu_md_in md) {
   return dnnl_memory_create(mem, md, p->engine, DNNL_MEMORY_NONE);
 }
 
-static dnnl_status_t prim_make(prims *p, const prim_key *k, prim *e) {
+static dnnl_status_t prim_make(prims *p, const prim_key *k, const cpu_md *w_md, prim *e) {
   prim_mds m;
   memset(&m, 0, sizeof m);
   dnnl_primitive_desc_t pd = NULL;
   const char *name = "";
-  dnnl_status_t s = make_pd(p, k, &m, &pd);
+  dnnl_status_t s = make_pd(p, k, w_md, &m, &pd);
   if (s == dnnl_success) s = dnnl_primitive_create(&e->primitive, pd);
   if (s == dnnl_success) s = md_copy(&e->w_md, pd_md(pd, dnnl_query_weights_md));
   if (s == dnnl_success) s = make_memory(p, &e->src, md_in(&m.src));
@@ -223,7 +229,7 @@ static dnnl_status_t prim_make(prims *p, const prim_key *k, prim *e) {
 
 /* ---- The cache ---- */
 
-static wan_status prim_get(prims *p, const prim_key *k, prim **out) {
+static wan_status prim_get(prims *p, const prim_key *k, const cpu_md *w_md, prim **out) {
   int oldest = 0;
   for (int i = 0; i < p->count; i++) {
     if (memcmp(&p->entry[i].key, k, sizeof *k) == 0) {
@@ -235,7 +241,7 @@ static wan_status prim_get(prims *p, const prim_key *k, prim **out) {
   }
   int at = p->count < CACHE_MAX ? p->count : oldest;
   if (at < p->count) prim_free(&p->entry[at]);
-  dnnl_status_t s = prim_make(p, k, &p->entry[at]);
+  dnnl_status_t s = prim_make(p, k, w_md, &p->entry[at]);
   if (s != dnnl_success) {
     memset(&p->entry[at].key, 0xff, sizeof p->entry[at].key); /* matches nothing, is reused first */
     p->entry[at].used = 0;
@@ -293,10 +299,11 @@ wan_status prims_matmul(prims *p, const matmul_args *a) {
   k.act = (int64_t)a->act;
   k.has_bias = a->bias != NULL;
   k.add_dst = a->add_dst;
+  k.packed = a->w_packed != NULL; /* the layout follows from K, N and the type: prims_pack_matrix() */
   int before = threads_enter(p);
   prim *e = NULL;
-  wan_status s = prim_get(p, &k, &e);
-  if (s == WAN_OK) s = prim_run(p, e, a->src, a->w, a->bias, a->dst);
+  wan_status s = prim_get(p, &k, a->w_packed ? &a->w_packed->md : NULL, &e);
+  if (s == WAN_OK) s = prim_run(p, e, a->src, a->w_packed ? a->w_packed->data : a->w, a->bias, a->dst);
   threads_leave(before);
   return s;
 }
@@ -370,7 +377,7 @@ wan_status prims_conv(prims *p, const conv_args *a) {
   prim_key k = conv_key(&a->g, a->bias != NULL, a->add_dst);
   int before = threads_enter(p);
   prim *e = NULL;
-  wan_status s = prim_get(p, &k, &e);
+  wan_status s = prim_get(p, &k, NULL, &e);
   if (s == WAN_OK && !dnnl_memory_desc_equal(md_in(&a->w->md), md_in(&e->w_md)))
     s = repack(p, a->w, md_in(&a->w->md), a->w->data, md_in(&e->w_md));
   if (s == WAN_OK) s = prim_run(p, e, a->src, a->w->data, a->bias, a->dst);
@@ -386,7 +393,7 @@ wan_status prims_pack(prims *p, const conv_geometry *g, dtype from, const void *
   packed *w = core_calloc(p->ctx, 1, sizeof *w);
   if (!w) return WAN_ERR_MEMORY;
   int before = threads_enter(p);
-  dnnl_status_t s = make_pd(p, &k, &m, &pd);
+  dnnl_status_t s = make_pd(p, &k, NULL, &m, &pd);
   cpu_md plain;
   memset(&plain, 0, sizeof plain);
   const dnnl_dims_t d5 = {g->Co, g->Ci, g->kt, g->kh, g->kw}, d4 = {g->Co, g->Ci, g->kh, g->kw};
@@ -405,6 +412,48 @@ wan_status prims_pack(prims *p, const conv_geometry *g, dtype from, const void *
   }
   *out = w;
   return WAN_OK;
+}
+
+wan_status prims_pack_matrix(prims *p, int64_t N, int64_t K, dtype type, dtype from, const void *src,
+                             packed **out) {
+  enum { TOKENS = 4096 }; /* rows of a typical product; the layout serves any number */
+  prim_key k;
+  memset(&k, 0, sizeof k);
+  k.g.type = k.g.dst_type = type;
+  k.g.T = TOKENS;
+  k.g.Ci = K;
+  k.g.Co = N;
+  k.has_bias = k.packed = 1;
+  const dnnl_dims_t dims = {K, N};
+  prim_mds m;
+  memset(&m, 0, sizeof m);
+  dnnl_primitive_desc_t pd = NULL;
+  cpu_md plain, wanted;
+  memset(&plain, 0, sizeof plain);
+  memset(&wanted, 0, sizeof wanted);
+  packed *w = NULL;
+  wan_status status = WAN_OK;
+  int before = threads_enter(p);
+  dnnl_status_t s = make_pd(p, &k, NULL, &m, &pd);
+  if (s == dnnl_success) s = md_init(&wanted, 2, dims, dnnl_type(type), dnnl_ba);
+  if (s == dnnl_success) s = md_init(&plain, 2, dims, dnnl_type(from), dnnl_ba);
+  if (s != dnnl_success) {
+    status = library_failed(p->ctx, "choose a layout for a matrix", s);
+  } else if (!dnnl_memory_desc_equal(pd_md(pd, dnnl_query_weights_md), md_in(&wanted))) {
+    w = core_calloc(p->ctx, 1, sizeof *w);
+    status = w ? repack(p, w, md_in(&plain), src, pd_md(pd, dnnl_query_weights_md)) : WAN_ERR_MEMORY;
+  }
+  threads_leave(before);
+  if (pd) dnnl_primitive_desc_destroy(pd);
+  mds_free(&m);
+  md_free(&plain);
+  md_free(&wanted);
+  if (status != WAN_OK) {
+    packed_free(p, w);
+    w = NULL;
+  }
+  *out = w;
+  return status;
 }
 
 size_t packed_bytes(const packed *w) {

@@ -1,13 +1,13 @@
-/* prims.h: oneDNN behind three calls: run a matrix product, run a convolution, pack convolution
- * weights. Primitives are compiled for one shape and kept in a bounded cache; their scratch memory
- * is ours, so it is counted and bounded. */
+/* prims.h: oneDNN behind a few calls: run a matrix product, run a convolution, pack the weights of either.
+ * Primitives are compiled for one shape and kept in a bounded cache; their scratch memory is ours, so it is
+ * counted and bounded. */
 #ifndef WAN_CPU_PRIMS_H
 #define WAN_CPU_PRIMS_H
 
 #include "backend/backend.h"
 
 typedef struct prims prims;
-typedef struct packed packed; /* convolution weights in the layout a primitive asked for */
+typedef struct packed packed; /* weights in the layout a primitive asked for */
 
 wan_status prims_open(core_ctx *ctx, int threads, prims **out);
 void prims_close(prims *p);
@@ -21,7 +21,9 @@ typedef struct matmul_args {
   int64_t M, N, K;
   op_act act;
   bool add_dst; /* dst holds something to be added before rounding */
-  const void *src, *w;
+  const void *src;
+  const void *w; /* plain [N, K], or NULL and */
+  const packed *w_packed;
   const float *bias;
   void *dst;
 } matmul_args;
@@ -49,6 +51,9 @@ wan_status prims_conv(prims *p, const conv_args *a);
 /* Pack [Co, Ci, kt, kh, kw] weights given in dtype `from` (F32 or BF16), PyTorch order, for the geometry's
  * type. Shapes of g beyond the kernel's are a guess of what will come. */
 wan_status prims_pack(prims *p, const conv_geometry *g, dtype from, const void *src, packed **out);
+/* Pack [N, K] for products in `type`. *out is NULL when the library wants the matrix as it is. */
+wan_status prims_pack_matrix(prims *p, int64_t N, int64_t K, dtype type, dtype from, const void *src,
+                             packed **out);
 size_t packed_bytes(const packed *w);
 void packed_free(prims *p, packed *w);
 

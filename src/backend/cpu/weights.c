@@ -1,5 +1,5 @@
-/* weights.c: from the file's dtype and order to what the operations use. A matrix stays [out, in]
- * and is used where it lies when its dtype fits; convolution kernels are packed by oneDNN. Conversion
+/* weights.c: from the file's dtype and order to what the operations use. Matrices and convolution
+ * kernels are packed by oneDNN, straight from the file where it can read the dtype. Conversion
  * goes chunk by chunk, so there is never a second copy of a large tensor. */
 #include "backend/cpu/cpu.h"
 
@@ -105,7 +105,7 @@ static void fold_taps(const float *taps, int64_t n, int a, int b, float *out) {
 
 /* Packed kernels hold values of the act dtype, also where they are widened to f32 to be computed with: a
  * machine without bf16 instructions gives the results of one that has them. */
-static wan_status pack_up(backend *be, const weight *w, cpu_conv_weight *cw) {
+static wan_status pack_up(backend *be, const weight *w, cpu_packed *cw) {
   enum { GROUP = 64 }; /* kernels widened at a time */
   const cpu_rows *k = cpu_of(be)->isa.rows;
   int64_t n = w->src.dim[0] * w->src.dim[1];
@@ -137,38 +137,64 @@ static wan_status pack_up(backend *be, const weight *w, cpu_conv_weight *cw) {
   return s;
 }
 
-static wan_status pack_taps(backend *be, const weight *w, cpu_conv_weight *cw) {
-  conv_geometry g = kernel_geometry(w, cw->type);
-  dtype from = w->src.type;
-  bool as_is = from == DT_BF16 || (from == DT_F32 && cw->type == be->act); /* else: rounded here */
-  if (as_is && aligned(w->src.data, from))
-    return prims_pack(cpu_of(be)->prims, &g, from, w->src.data, &cw->part[0]);
+/* What oneDNN can pack from: the file itself, or a temporary copy of the values as `type`, which the caller
+ * frees (NULL when there is none). With exact set, values must be of `type` already. */
+static wan_status pack_source(backend *be, const weight *w, dtype type, bool exact, dtype *from,
+                              const void **src, void **copy) {
+  *copy = NULL;
+  *from = w->src.type;
+  *src = w->src.data;
+  bool readable = *from == DT_BF16 || (*from == DT_F32 && (!exact || type == DT_F32));
+  if (readable && aligned(*src, *from)) return WAN_OK;
   int64_t n = tensor_count(&w->src);
-  void *plain = core_alloc(be->ctx, (size_t)n * dtype_size(be->act));
-  if (!plain) return WAN_ERR_MEMORY;
-  convert_all(be, from, w->src.data, be->act, plain, n);
-  wan_status s = prims_pack(cpu_of(be)->prims, &g, be->act, plain, &cw->part[0]);
-  core_free(be->ctx, plain);
+  *copy = core_alloc(be->ctx, (size_t)n * dtype_size(type));
+  if (!*copy) return WAN_ERR_MEMORY;
+  convert_all(be, *from, *src, type, *copy, n);
+  *from = type;
+  *src = *copy;
+  return WAN_OK;
+}
+
+static wan_status pack_taps(backend *be, const weight *w, cpu_packed *cw) {
+  conv_geometry g = kernel_geometry(w, cw->type);
+  dtype from;
+  const void *src;
+  void *copy;
+  CORE_TRY(pack_source(be, w, be->act, cw->type != be->act, &from, &src, &copy));
+  wan_status s = prims_pack(cpu_of(be)->prims, &g, from, src, &cw->part[0]);
+  core_free(be->ctx, copy);
   return s;
 }
 
-static void conv_weight_free(backend *be, cpu_conv_weight *cw) {
+/* part[0] stays NULL when oneDNN has no use for a packed matrix. */
+static wan_status pack_matrix(backend *be, const weight *w, cpu_packed *cw) {
+  int64_t n = w->src.dim[0], k = tensor_count(&w->src) / n;
+  dtype from;
+  const void *src;
+  void *copy;
+  CORE_TRY(pack_source(be, w, cw->type, false, &from, &src, &copy));
+  wan_status s = prims_pack_matrix(cpu_of(be)->prims, n, k, cw->type, from, src, &cw->part[0]);
+  core_free(be->ctx, copy);
+  return s;
+}
+
+static void release_packed(backend *be, cpu_packed *cw) {
   if (!cw) return;
   for (int i = 0; i < 4; i++) packed_free(cpu_of(be)->prims, cw->part[i]);
   core_free(be->ctx, cw);
 }
 
-static wan_status load_conv(backend *be, weight *w) {
-  const tensor *s = &w->src;
-  int64_t taps = (s->ndim == 5 ? s->dim[2] : 1) * s->dim[s->ndim - 2] * s->dim[s->ndim - 1];
-  if (taps == 1) return load_plain(be, w, be->act);
-  cpu_conv_weight *cw = core_calloc(be->ctx, 1, sizeof *cw);
+typedef wan_status pack_fn(backend *be, const weight *w, cpu_packed *cw);
+
+static wan_status load_packed(backend *be, weight *w, pack_fn *pack) {
+  cpu_packed *cw = core_calloc(be->ctx, 1, sizeof *cw);
   if (!cw) return WAN_ERR_MEMORY;
   cw->type = be->act == DT_BF16 && cpu_of(be)->native_bf16 ? DT_BF16 : DT_F32;
-  wan_status status = w->role == WEIGHT_CONV_UP ? pack_up(be, w, cw) : pack_taps(be, w, cw);
-  if (status != WAN_OK) {
-    conv_weight_free(be, cw);
-    return status;
+  cw->matrix = pack == pack_matrix;
+  wan_status status = pack(be, w, cw);
+  if (status != WAN_OK || !cw->part[0]) {
+    release_packed(be, cw);
+    return status == WAN_OK ? load_plain(be, w, be->act) : status;
   }
   w->impl = w->data = cw;
   w->type = cw->type;
@@ -176,6 +202,18 @@ static wan_status load_conv(backend *be, weight *w) {
   for (int i = 0; i < 4; i++)
     if (cw->part[i]) w->data_bytes += packed_bytes(cw->part[i]);
   return WAN_OK;
+}
+
+/* bf16 matrices that are not multiplied in bf16 stay as they are and are widened piece by piece (linear.c).
+ */
+static wan_status load_matrix(backend *be, weight *w) {
+  bool whole = cpu_whole_tiles(w->src.dim[0], tensor_count(&w->src) / w->src.dim[0]);
+  if (be->act == DT_BF16 && !(cpu_of(be)->native_bf16 && whole)) return load_plain(be, w, DT_BF16);
+  return load_packed(be, w, pack_matrix);
+}
+
+static bool one_tap(const tensor *kernel) {
+  return tensor_count(kernel) == kernel->dim[0] * kernel->dim[1];
 }
 
 wan_status cpu_weight_load(backend *be, weight *w) {
@@ -192,12 +230,17 @@ wan_status cpu_weight_load(backend *be, weight *w) {
     w->type = w->src.type;
     w->data_bytes = 0;
     return WAN_OK;
-  case WEIGHT_CONV:
-  case WEIGHT_CONV_UP:
-    s = load_conv(be, w);
+  case WEIGHT_LINEAR:
+    s = load_matrix(be, w);
     break;
-  default:
-    s = load_plain(be, w, w->role == WEIGHT_LINEAR ? be->act : DT_F32);
+  case WEIGHT_CONV:
+    s = one_tap(&w->src) ? load_matrix(be, w) : load_packed(be, w, pack_taps);
+    break;
+  case WEIGHT_CONV_UP:
+    s = load_packed(be, w, pack_up);
+    break;
+  default: /* vectors, and matrices for a few rows in f32 */
+    s = load_plain(be, w, DT_F32);
   }
   if (s != WAN_OK) w->type = DT_NONE;
   return s == WAN_OK ? s : core_prefix(be->ctx, s, "weight %s", name);
@@ -205,7 +248,7 @@ wan_status cpu_weight_load(backend *be, weight *w) {
 
 void cpu_weight_unload(backend *be, weight *w) {
   if (w->impl)
-    conv_weight_free(be, w->impl);
+    release_packed(be, w->impl);
   else if (w->data_bytes)
     core_free(be->ctx, w->data);
 }
