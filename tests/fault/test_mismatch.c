@@ -381,7 +381,7 @@ static void test_requests(void **state) {
   wan_context *c;
   wan_context_params cp;
   wan_context_params_init(&cp);
-  cp.backend = backend_name(0);
+  cp.backend = tiny_backend();
   cp.threads = 1;
   cp.memory_limit = 256 << 20;
   assert_int_equal(wan_context_create(&cp, &c), WAN_OK);

@@ -96,11 +96,17 @@ int tiny_entries(const char *dir) {
 
 /* ---- Runs ---- */
 
+const char *tiny_backend(void) {
+  for (int i = 0; backend_name(i); i++)
+    if (strcmp(backend_name(i), "cpu") == 0) return "cpu";
+  return "ref";
+}
+
 wan_context *tiny_context(const char *name) {
   wan_context_params p;
   wan_context *c;
   wan_context_params_init(&p);
-  p.backend = name ? name : backend_name(0);
+  p.backend = name ? name : tiny_backend();
   p.threads = 1;
   if (wan_context_create(&p, &c) != WAN_OK) fail_msg("backend %s can't be opened", p.backend);
   return c;

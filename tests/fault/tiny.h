@@ -49,6 +49,8 @@ void tiny_write(const char *path, const void *data, size_t size);
 typedef void (*tiny_edit)(void *user, named_tensor *t);
 void tiny_rewrite(const char *from, weight_kind kind, const char *to, tiny_edit edit, void *user);
 
+/* The faster of the backends that run on every machine: "cpu" where it is built, else "ref". */
+const char *tiny_backend(void);
 /* One thread, so that allocations come in a fixed order. name NULL: the best of this build. */
 wan_context *tiny_context(const char *name);
 wan_model *tiny_open(wan_context *c, const char *dir);

@@ -387,7 +387,7 @@ void rig_compare(rig *r, tensor expected, tensor found, limit l) {
     norm += e * e;
   }
   bool averages = cols >= 16 && n >= 64; /* fewer elements say little about an rms error */
-  if (!text[0] && averages && sqrt(error) > l.l2 * sqrt(norm) + l.abs * sqrt((double)n))
+  if (!text[0] && averages && sqrt(error) > l.l2 * sqrt(norm) + (l.l2 * l.scale + l.abs) * sqrt((double)n))
     snprintf(text, sizeof text, "relative L2 error %.3g, limit %.3g", sqrt(error / norm), l.l2);
   free(got);
   if (text[0]) rig_fail(r, "%s", text);

@@ -122,7 +122,8 @@ const weight *sub_of(const twin_weight *w);
 /* ---- Judging ---- */
 
 /* What a result may differ by. Element i: |difference| <= rel |expected| + slack (rms(row) + scale) + abs.
- * In tensors of some size also, over the whole tensor: ||difference|| <= l2 ||expected|| + abs sqrt(count).
+ * In tensors of some size also, over the whole tensor:
+ * ||difference|| <= l2 ||expected|| + (l2 scale + abs) sqrt(count).
  * `scale` is for the test to set: how large the terms are whose sum may happen to be small. */
 typedef struct limit {
   double l2, rel, slack, abs, scale;
