@@ -4,7 +4,8 @@
  * math_exp: x = n ln2 + r with |r| <= ln2/2, e^r by its Taylor polynomial of degree 6 (the first term
  * left out is r^7/5040 < 1.2e-7 of e^r at the ends of the interval), then scaled by 2^n in two steps, so
  * that the whole range of results, subnormals and infinity included, comes out of one path; NaN stays
- * NaN. tests/unit/test_cpu_math.c walks the range and holds the error below 2^-21.5 relative (measured: 2^-21.9).
+ * NaN. tests/unit/test_cpu_math.c walks the range and holds the error below 2^-21.5 relative (measured:
+ * 2^-21.9).
  */
 #ifndef WAN_CPU_MATH_H
 #define WAN_CPU_MATH_H
