@@ -2,7 +2,7 @@
 """The demo model through the command, judged from the decoded MP4 files by judge.py.
 
 Held-out captions in text mode and in picture mode, official defaults but for 20 steps. The full set (228
-captions, the bars of the model card) takes half an hour on two cores and is run with WAN_JUDGE_EVERY=1; by
+captions, the bars of the model card) takes seven minutes on two cores and is run with WAN_JUDGE_EVERY=1; by
 default every 19th caption is made. Seeds are fixed, so the outcome is too; the bars on 12 clips are the full bars
 less one clip's share, since one clip more or less is what a sample of that size can show:
 100/12 = 8.4 points. WAN_JUDGE_DIR keeps the clips."""
