@@ -79,6 +79,15 @@ typedef struct attention_spec {
   tensor rel_bias; /* null, or F32 [heads, Lq+Lk-1]: entry (h, j-i+Lq-1) added to score (i,j) */
 } attention_spec;
 
+/* What a norm adds to the residual stream x before it reads it: x += mod[row][gate] * y, or x += y with a
+ * null mod. One pass over memory instead of two where the backend can. */
+typedef struct residual_add {
+  tensor y;     /* act or F32 [L, C]; null: nothing is added */
+  tensor mod;   /* F32 [n, R, C] or null */
+  int gate;     /* entry of mod */
+  tensor watch; /* I32 [1] or null: becomes 1 when a sum is not finite */
+} residual_add;
+
 /* The table. Every function gets checked arguments: shapes agree, dtypes are allowed, outputs are
  * allocated and do not overlap inputs unless said. Returns WAN_OK or a status with its message. */
 typedef struct backend_ops {
@@ -94,6 +103,7 @@ typedef struct backend_ops {
   wan_status (*copy)(backend *be, void *dst, const void *src, size_t bytes);
   wan_status (*zero)(backend *be, void *dst, size_t bytes);
   wan_status (*sync)(backend *be);
+  wan_status (*pace)(backend *be); /* see backend_pace(); NULL where the host does the work */
   /* Make w->data, w->type, w->data_bytes, w->impl from w->src. unload releases all of it. */
   wan_status (*weight_load)(backend *be, weight *w);
   void (*weight_unload)(backend *be, weight *w);
@@ -106,6 +116,11 @@ typedef struct backend_ops {
                          float eps, tensor out);
   wan_status (*layer_norm)(backend *be, tensor x, const weight *gamma, const weight *beta, float eps,
                            tensor out);
+  /* Both may be NULL: then gate_add and the norm do it. add->y is there; out may be add->y. */
+  wan_status (*add_ada_norm)(backend *be, tensor x, const residual_add *add, tensor mod,
+                             const token_rows *rows, int shift, int scale, float eps, tensor out);
+  wan_status (*add_layer_norm)(backend *be, tensor x, const residual_add *add, const token_rows *rows,
+                               const weight *gamma, const weight *beta, float eps, tensor out);
   wan_status (*rms_norm)(backend *be, tensor x, const weight *gamma, float eps, tensor out);
   wan_status (*qk_norm_rope)(backend *be, tensor x, const weight *gamma, float eps, tensor rope, int heads);
   wan_status (*attention)(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec, tensor out);
@@ -165,6 +180,9 @@ wan_status backend_status(const backend *be);
 /* Forget a failure (after a cancelled or failed run, once its scopes are closed). */
 void backend_clear(backend *be);
 wan_status backend_sync(backend *be);
+/* Wait for what was issued before the last call of this: the host stays at most one such step ahead of an
+ * accelerator, which is never idle for it, and notices cancellation in time. */
+wan_status backend_pace(backend *be);
 /* Put the backend into the failed state from model code; returns status. */
 wan_status backend_fail(backend *be, wan_status status, const char *fmt, ...) CORE_PRINTF(3, 4);
 
@@ -214,6 +232,12 @@ tensor op_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, in
                    dtype out);
 /* Layer norm with weight and bias. x F32 [L, C]. */
 tensor op_layer_norm(backend *be, tensor x, const weight *gamma, const weight *beta, float eps, dtype out);
+/* The residual x F32 [L, C] is updated in place (see struct residual; `rows` serves both modulations), then
+ * normalised as by the two operations above, into out (act or F32 [L, C]), which may be add->y. */
+void op_add_ada_norm(backend *be, tensor x, const residual_add *add, tensor mod, const token_rows *rows,
+                     int shift, int scale, float eps, tensor out);
+void op_add_layer_norm(backend *be, tensor x, const residual_add *add, const token_rows *rows,
+                       const weight *gamma, const weight *beta, float eps, tensor out);
 /* x * rsqrt(mean(x^2) + eps) * gamma over the last dimension. x F32 or act [L, C]. */
 tensor op_rms_norm(backend *be, tensor x, const weight *gamma, float eps, dtype out);
 /* In place on x [L, C] (act): RMS norm over the whole row times gamma, then, per head of C/heads
@@ -223,6 +247,7 @@ void op_qk_norm_rope(backend *be, tensor x, const weight *gamma, float eps, tens
 /* softmax(scale * q k^T + biases) v per head; q [Lq, C], k and v [Lk, C] (act) -> [Lq, C] (act).
  * Head h owns columns h*C/heads .. (h+1)*C/heads-1. Memory linear in Lq and Lk. */
 tensor op_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec);
+void op_attention_into(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec, tensor out);
 /* x += mod[row][gate] * y, in place on x F32 [L, C]; y act or F32 [L, C]. With a null mod: x += y. */
 void op_gate_add(backend *be, tensor x, tensor y, tensor mod, const token_rows *rows, int gate);
 #define op_add(be, x, y) op_gate_add((be), (x), (y), (tensor){0}, NULL, 0)

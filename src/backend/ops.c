@@ -37,6 +37,11 @@ wan_status backend_sync(backend *be) {
   return be->failed;
 }
 
+wan_status backend_pace(backend *be) {
+  if (!be->failed && be->ops->pace) settle(be, be->ops->pace(be));
+  return be->failed;
+}
+
 /* ---- Profile ---- */
 
 static double profile_start(backend *be) {
@@ -243,6 +248,60 @@ tensor op_layer_norm(backend *be, tensor x, const weight *gamma, const weight *b
   return unless_failed(be, y);
 }
 
+/* ---- The same with an addition in front ---- */
+
+static bool residual_fits(backend *be, tensor x, const residual_add *add, const token_rows *rows,
+                          tensor out) {
+  const tensor *y = &add->y, *watch = &add->watch;
+  bool ok = usable(x) && x.type == DT_F32 && is_act(be, out) && tensor_same_shape(&x, &out);
+  if (ok && usable(*y)) ok = is_act(be, *y) && tensor_same_shape(&x, y);
+  if (ok && usable(*y) && usable(add->mod)) ok = mod_fits(x, add->mod, rows, add->gate, add->gate);
+  return ok && (!usable(*watch) || (watch->type == DT_I32 && tensor_count(watch) == 1));
+}
+
+/* The addition alone, for backends that don't join the two. */
+static wan_status add_residual(backend *be, tensor x, const residual_add *add, const token_rows *rows) {
+  static const int32_t bad = 1;
+  bool finite = true;
+  CORE_TRY(be->ops->gate_add(be, x, add->y, add->mod, rows, add->gate));
+  if (!usable(add->watch)) return WAN_OK;
+  CORE_TRY(be->ops->all_finite(be, x, &finite));
+  return finite ? WAN_OK : be->ops->upload(be, add->watch.data, &bad, sizeof bad);
+}
+
+void op_add_ada_norm(backend *be, tensor x, const residual_add *add, tensor mod, const token_rows *rows,
+                     int shift, int scale, float eps, tensor out) {
+  const backend_ops *ops = be->ops;
+  bool ok = residual_fits(be, x, add, rows, out) && mod_fits(x, mod, rows, shift, scale);
+  if (!require(be, ok, "add_ada_norm", x, out)) return;
+  double t0 = profile_start(be);
+  if (usable(add->y) && ops->add_ada_norm) {
+    settle(be, ops->add_ada_norm(be, x, add, mod, rows, shift, scale, eps, out));
+  } else {
+    if (usable(add->y)) settle(be, add_residual(be, x, add, rows));
+    if (!be->failed) settle(be, ops->ada_norm(be, x, mod, rows, shift, scale, eps, out));
+  }
+  profile_stop(be, PROF_ADA_NORM, t0, 10.0 * (double)tensor_count(&x),
+               2 * size_of(x) + size_of(add->y) + size_of(out));
+}
+
+void op_add_layer_norm(backend *be, tensor x, const residual_add *add, const token_rows *rows,
+                       const weight *gamma, const weight *beta, float eps, tensor out) {
+  const backend_ops *ops = be->ops;
+  if (!require(be, residual_fits(be, x, add, rows, out), "add_layer_norm", x, out)) return;
+  if (!require_loaded(be, "add_layer_norm", gamma, tensor_cols(&x))) return;
+  if (!require_loaded(be, "add_layer_norm", beta, tensor_cols(&x))) return;
+  double t0 = profile_start(be);
+  if (usable(add->y) && ops->add_layer_norm) {
+    settle(be, ops->add_layer_norm(be, x, add, rows, gamma, beta, eps, out));
+  } else {
+    if (usable(add->y)) settle(be, add_residual(be, x, add, rows));
+    if (!be->failed) settle(be, ops->layer_norm(be, x, gamma, beta, eps, out));
+  }
+  profile_stop(be, PROF_LAYER_NORM, t0, 10.0 * (double)tensor_count(&x),
+               2 * size_of(x) + size_of(add->y) + size_of(out));
+}
+
 tensor op_rms_norm(backend *be, tensor x, const weight *gamma, float eps, dtype out) {
   if (!require(be, usable(x) && is_act(be, x), "rms_norm", x, as_weight(gamma))) return (tensor){0};
   if (!require_loaded(be, "rms_norm", gamma, tensor_cols(&x))) return (tensor){0};
@@ -267,7 +326,7 @@ void op_qk_norm_rope(backend *be, tensor x, const weight *gamma, float eps, tens
   profile_stop(be, PROF_QK_NORM_ROPE, t0, 7.0 * (double)tensor_count(&x), 2 * size_of(x) + size_of(rope));
 }
 
-tensor op_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec) {
+static bool attention_fits(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec) {
   bool ok = usable(q) && usable(k) && usable(v) && q.ndim == 2 && k.ndim == 2 && tensor_same_shape(&k, &v) &&
             q.dim[1] == k.dim[1] && is_act(be, q) && q.type == k.type && k.type == v.type && k.dim[0] > 0 &&
             spec->heads > 0 && q.dim[1] % spec->heads == 0;
@@ -276,13 +335,22 @@ tensor op_attention(backend *be, tensor q, tensor k, tensor v, const attention_s
   if (ok && usable(spec->rel_bias))
     ok = spec->rel_bias.type == DT_F32 && spec->rel_bias.ndim == 2 && spec->rel_bias.dim[0] == spec->heads &&
          spec->rel_bias.dim[1] == q.dim[0] + k.dim[0] - 1;
-  if (!require(be, ok, "attention", q, k)) return (tensor){0};
-  tensor y = same_shape(be, q, q.type);
-  if (be->failed) return y;
+  return require(be, ok, "attention", q, k);
+}
+
+void op_attention_into(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec, tensor out) {
+  if (!attention_fits(be, q, k, v, spec)) return;
+  if (!require(be, out.type == q.type && tensor_same_shape(&out, &q), "attention", q, out)) return;
   double t0 = profile_start(be);
-  settle(be, be->ops->attention(be, q, k, v, spec, y));
+  settle(be, be->ops->attention(be, q, k, v, spec, out));
   profile_stop(be, PROF_ATTENTION, t0, 4.0 * (double)(q.dim[0] * q.dim[1]) * (double)k.dim[0],
-               size_of(q) + size_of(k) + size_of(v) + size_of(y));
+               size_of(q) + size_of(k) + size_of(v) + size_of(out));
+}
+
+tensor op_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec) {
+  if (!attention_fits(be, q, k, v, spec)) return (tensor){0};
+  tensor y = same_shape(be, q, q.type);
+  op_attention_into(be, q, k, v, spec, y);
   return unless_failed(be, y);
 }
 

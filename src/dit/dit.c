@@ -1,5 +1,9 @@
 /* dit.c: the forward pass. Shapes: L tokens, C = dim channels, R distinct timesteps. x is the F32 residual
- * stream [L, C]; everything entering a matrix product is in the act dtype. */
+ * stream [L, C]; everything entering a matrix product is in the act dtype.
+ *
+ * A sublayer reads normed rows and leaves its result. The result is added to x by the norm in front of the
+ * next sublayer (the next block's, or the head's), so that x, the largest tensor, is read and written once
+ * for both. */
 #include "dit/dit_internal.h"
 
 #include <math.h>
@@ -98,71 +102,78 @@ static void text_keys(dit *d, const dit_block *b, int layer, dit_text *t) {
 
 /* ---- One block ---- */
 
-/* x += gate_sa * SelfAttn(LN1(x) * (1 + scale_sa) + shift_sa) */
-static void self_attention(dit *d, const dit_block *b, tensor x, tensor mod, const token_rows *rows) {
+/* One conditioning's residual stream: x, and a sublayer's result that is still to be added to it. */
+typedef struct stream {
+  tensor x; // F32 (L, C)
+  residual_add add;
+  tensor y; // act (L, C): normed rows on their way into a sublayer
+} stream;
+
+typedef struct work {
+  tensor q, k, v; // act (L, C)
+} work;
+
+/* w->q = W_o Attn(y), with rotated queries and keys */
+static void self_attention(dit *d, const dit_block *b, tensor y, const work *w) {
   backend *be = d->be;
-  const float eps = d->config.eps;
   const int heads = d->config.heads;
-  scope_mark mark = scope_begin(be);
-  tensor q = tensor_new(be, DT_NONE, x.ndim, x.dim); // (L, C)
-  tensor k = tensor_new(be, DT_NONE, x.ndim, x.dim);
-  tensor v = tensor_new(be, DT_NONE, x.ndim, x.dim);
-  scope_mark inner = scope_begin(be);
-  tensor a = op_ada_norm(be, x, mod, rows, SHIFT_SA, SCALE_SA, eps, DT_NONE);
-  linear_into(be, a, &b->self.q, q);
-  linear_into(be, a, &b->self.k, k);
-  linear_into(be, a, &b->self.v, v);
-  scope_end(be, inner);
-  op_qk_norm_rope(be, q, &b->self.norm_q, eps, d->rope, heads);
-  op_qk_norm_rope(be, k, &b->self.norm_k, eps, d->rope, heads);
+  linear_into(be, y, &b->self.q, w->q);
+  linear_into(be, y, &b->self.k, w->k);
+  linear_into(be, y, &b->self.v, w->v);
+  op_qk_norm_rope(be, w->q, &b->self.norm_q, d->config.eps, d->rope, heads);
+  op_qk_norm_rope(be, w->k, &b->self.norm_k, d->config.eps, d->rope, heads);
   attention_spec spec = {.heads = heads, .scale = 1 / sqrtf((float)(d->config.dim / heads))};
-  tensor y = op_attention(be, q, k, v, &spec);
-  linear_into(be, y, &b->self.o, q); // q is done with: its memory takes the projection
-  op_gate_add(be, x, q, mod, rows, GATE_SA);
-  scope_end(be, mark);
+  op_attention_into(be, w->q, w->k, w->v, &spec, y);
+  linear_into(be, y, &b->self.o, w->q);
 }
 
-/* x += CrossAttn(LN3(x), text): no modulation, no gate, no rotation */
-static void cross_attention(dit *d, const dit_block *b, int layer, tensor x, dit_text *t) {
+/* w->q = W_o Attn(y, text): no rotation */
+static void cross_attention(dit *d, const dit_block *b, int layer, tensor y, const work *w,
+                            const dit_text *t) {
   backend *be = d->be;
   const int heads = d->config.heads;
-  scope_mark mark = scope_begin(be);
-  text_keys(d, b, layer, t);
-  tensor a = op_layer_norm(be, x, &b->norm3_w, &b->norm3_b, d->config.eps, DT_NONE);
-  tensor q = linear(be, a, &b->cross.q, ACT_NONE, DT_NONE);
-  op_qk_norm_rope(be, q, &b->cross.norm_q, d->config.eps, (tensor){0}, heads);
+  linear_into(be, y, &b->cross.q, w->q);
+  op_qk_norm_rope(be, w->q, &b->cross.norm_q, d->config.eps, (tensor){0}, heads);
   attention_spec spec = {
       .heads = heads, .scale = 1 / sqrtf((float)(d->config.dim / heads)), .key_bias = t->key_bias};
-  tensor y = op_attention(be, q, t->k[layer], t->v[layer], &spec);
-  linear_into(be, y, &b->cross.o, q);
-  op_add(be, x, q);
-  scope_end(be, mark);
+  op_attention_into(be, w->q, t->k[layer], t->v[layer], &spec, y);
+  linear_into(be, y, &b->cross.o, w->q);
 }
 
-/* x += gate_ffn * W2 gelu(W0 (LN2(x) * (1 + scale_ffn) + shift_ffn)) */
-static void feed_forward(dit *d, const dit_block *b, tensor x, tensor mod, const token_rows *rows) {
+/* y = W2 gelu(W0 y) */
+static void feed_forward(dit *d, const dit_block *b, tensor y) {
   backend *be = d->be;
-  const int64_t L = x.dim[0], parts = (L + FFN_ROWS - 1) / FFN_ROWS, size = (L + parts - 1) / parts;
+  const int64_t L = y.dim[0], parts = (L + FFN_ROWS - 1) / FFN_ROWS, size = (L + parts - 1) / parts;
   for (int64_t i = 0; i < L; i += size) {
     scope_mark mark = scope_begin(be);
-    tensor xi = tensor_slice(x, i, i + size < L ? size : L - i);
-    token_rows ri = token_rows_at(*rows, i);
-    tensor a = op_ada_norm(be, xi, mod, &ri, SHIFT_FFN, SCALE_FFN, d->config.eps, DT_NONE);
-    tensor h = linear(be, a, &b->ffn0, ACT_GELU_TANH, DT_NONE); // (size, ffn_dim)
-    linear_into(be, h, &b->ffn2, a);
-    op_gate_add(be, xi, a, mod, &ri, GATE_FFN);
+    tensor yi = tensor_slice(y, i, i + size < L ? size : L - i);
+    tensor h = linear(be, yi, &b->ffn0, ACT_GELU_TANH, DT_NONE); // (size, ffn_dim)
+    linear_into(be, h, &b->ffn2, yi);
     scope_end(be, mark);
   }
 }
 
-static void block_forward(dit *d, int layer, tensor x, tensor e0, const token_rows *rows, dit_text *t) {
+/* x += gate_sa * SelfAttn(LN1(x) * (1 + scale_sa) + shift_sa)
+ * x += CrossAttn(LN3(x), text)                                      no modulation, no gate
+ * x += gate_ffn * FFN(LN2(x) * (1 + scale_ffn) + shift_ffn)         left in s->add */
+static void block_forward(dit *d, int layer, stream *s, tensor mod, const token_rows *rows, dit_text *t) {
+  backend *be = d->be;
   const dit_block *b = &d->blocks[layer];
-  scope_mark mark = scope_begin(d->be);
-  tensor mod = op_modulation(d->be, &b->modulation, e0); // (R, 6, C)
-  self_attention(d, b, x, mod, rows);
-  cross_attention(d, b, layer, x, t);
-  feed_forward(d, b, x, mod, rows);
-  scope_end(d->be, mark);
+  const float eps = d->config.eps;
+  tensor x = s->x, y = s->y;
+  scope_mark mark = scope_begin(be);
+  text_keys(d, b, layer, t);
+  work w = {tensor_new(be, DT_NONE, x.ndim, x.dim), tensor_new(be, DT_NONE, x.ndim, x.dim),
+            tensor_new(be, DT_NONE, x.ndim, x.dim)};
+  op_add_ada_norm(be, x, &s->add, mod, rows, SHIFT_SA, SCALE_SA, eps, y);
+  self_attention(d, b, y, &w);
+  op_add_layer_norm(be, x, &(residual_add){.y = w.q, .mod = mod, .gate = GATE_SA}, rows, &b->norm3_w,
+                    &b->norm3_b, eps, y);
+  cross_attention(d, b, layer, y, &w, t);
+  op_add_ada_norm(be, x, &(residual_add){.y = w.q}, mod, rows, SHIFT_FFN, SCALE_FFN, eps, y);
+  scope_end(be, mark);
+  feed_forward(d, b, y);
+  s->add = (residual_add){.y = y, .mod = mod, .gate = GATE_FFN};
 }
 
 /* ---- The whole pass ---- */
@@ -204,25 +215,25 @@ static wan_status embed_time(dit *d, const time_plan *p, tensor *e, tensor *e0) 
   *e = linear(be, linear(be, s, &d->time0, ACT_SILU, DT_F32), &d->time2, ACT_NONE, DT_F32);
   tensor six = linear(be, op_activate(be, *e, ACT_SILU, DT_F32), &d->time_proj, ACT_NONE, DT_F32);
   *e0 = TENSOR_VIEW(six, p->count, 6, d->config.dim);
-  wan_status status = backend_sync(be);
   weight_group_release(be, &d->time_group, d->outer_mode);
-  return status;
+  return backend_status(be);
 }
 
 /* Patch embedding once, then a copy of it for each conditioning. */
-static wan_status embed_patches(dit *d, tensor latent, int n, tensor *x) {
+static wan_status embed_patches(dit *d, tensor latent, int n, stream *s) {
   backend *be = d->be;
   CORE_TRY(weight_group_acquire(be, &d->patch_group));
   scope_mark mark = scope_begin(be);
-  linear_into(be, op_patchify(be, latent), &d->patch, x[0]);
+  linear_into(be, op_patchify(be, latent), &d->patch, s[0].x);
   scope_end(be, mark);
-  for (int i = 1; i < n; i++) tensor_copy(be, x[i], x[0]);
-  wan_status status = backend_sync(be);
+  for (int i = 1; i < n; i++) tensor_copy(be, s[i].x, s[0].x);
   weight_group_release(be, &d->patch_group, d->outer_mode);
-  return status;
+  return backend_status(be);
 }
 
-static wan_status run_blocks(dit *d, int n, tensor *x, tensor e0, const token_rows *rows,
+/* watch: I32 [layers], set where a block's result is not finite. The blocks' modulations stay until the pass
+ * is over, because a block's last gate is used by the norm of the next one. */
+static wan_status run_blocks(dit *d, int n, stream *s, tensor e0, const token_rows *rows, tensor watch,
                              dit_text *const *text, const dit_options *o) {
   backend *be = d->be;
   for (int layer = 0; layer < d->config.layers; layer++) {
@@ -231,43 +242,54 @@ static wan_status run_blocks(dit *d, int n, tensor *x, tensor e0, const token_ro
     CORE_TRY(weight_group_acquire(be, &b->group));
     if (layer + 1 < d->config.layers && d->blocks[layer + 1].mode == RESIDENCY_STREAM)
       weight_group_prefetch(be, &d->blocks[layer + 1].group);
+    tensor mod = op_modulation(be, &b->modulation, e0); // (R, 6, C)
     for (int i = 0; i < n; i++) {
       if (o && o->skip_layers && (o->skip_layers[i] >> layer & 1)) continue;
-      block_forward(d, layer, x[i], e0, rows, text[i]);
+      block_forward(d, layer, &s[i], mod, rows, text[i]);
+      s[i].add.watch = tensor_slice(watch, layer, 1);
       dit_block *next = &d->blocks[(layer + 1) % d->config.layers]; // after the last, the next pass's first
       if (next->mode == RESIDENCY_STREAM)
         weight_group_load_ahead(be, &next->group); // while this one computes
-      if (!op_all_finite(be, x[i]))
-        backend_fail(
-            be, WAN_ERR_NUMERIC,
-            "%s: block %d produced a value that is not finite; the weights are damaged, or the precision is "
-            "too low for them (try --precision f32)",
-            weight_set_path(d->set), layer);
     }
     weight_group_release(be, &b->group, b->mode);
-    if (be->failed) return be->failed;
+    if (backend_pace(be)) return be->failed;
     if (o && o->on_block) o->on_block(o->user, layer, d->config.layers);
   }
   return WAN_OK;
 }
 
+/* Waits for the pass, and fails if a block's result was not finite. */
+static wan_status check_blocks(dit *d, tensor watch) {
+  backend *be = d->be;
+  int32_t bad[DIT_LAYERS_MAX] = {0};
+  tensor_download(be, bad, watch);
+  for (int layer = 0; layer < d->config.layers; layer++)
+    if (bad[layer])
+      return backend_fail(
+          be, WAN_ERR_NUMERIC,
+          "%s: block %d produced a value that is not finite; the weights are damaged, or the precision is "
+          "too low for them (try --precision f32)",
+          weight_set_path(d->set), layer);
+  return backend_status(be);
+}
+
 /* velocity = unpatchify(W (LN(x) * (1 + scale) + shift) + b), in F32 */
-static wan_status head(dit *d, int n, const tensor *x, tensor e, const token_rows *rows,
+static wan_status head(dit *d, int n, const stream *s, tensor e, const token_rows *rows,
                        const tensor *velocity) {
   backend *be = d->be;
   CORE_TRY(weight_group_acquire(be, &d->head_group));
   tensor mod = op_modulation(be, &d->head_modulation, e); // (R, 2, C)
   for (int i = 0; i < n; i++) {
     scope_mark mark = scope_begin(be);
-    tensor a = op_ada_norm(be, x[i], mod, rows, SHIFT_HEAD, SCALE_HEAD, d->config.eps, DT_F32);
+    tensor a = tensor_new(be, DT_F32, s[i].x.ndim, s[i].x.dim);
+    op_add_ada_norm(be, s[i].x, &s[i].add, mod, rows, SHIFT_HEAD, SCALE_HEAD, d->config.eps, a);
     tensor y = linear(be, a, &d->head, ACT_NONE, DT_F32); // (L, 4 * out_dim)
     tensor_copy(be, velocity[i],
                 op_unpatchify(be, y, velocity[i].dim[0], velocity[i].dim[1], velocity[i].dim[2]));
     scope_end(be, mark);
   }
-  wan_status status = backend_sync(be);
   weight_group_release(be, &d->head_group, d->outer_mode);
-  return status;
+  return backend_status(be);
 }
 
 static wan_status check_arguments(dit *d, tensor x, int n, const tensor *velocity) {
@@ -302,14 +324,19 @@ wan_status dit_forward(dit *d, tensor latent, dit_timesteps time, int n, dit_tex
   scope_mark mark = scope_begin(be);
   wan_status s = plan_time(d, time, T, L, &plan);
   if (s == WAN_OK) {
-    tensor x[DIT_PASSES_MAX], e, e0;
+    stream r[DIT_PASSES_MAX];
+    tensor e, e0, watch = TENSOR_NEW(be, DT_I32, d->config.layers);
     dit_make_rope(d, T, gh, gw);
     token_rows rows = token_rows_create(be, plan.row, plan.units, plan.per);
-    for (int i = 0; i < n; i++) x[i] = TENSOR_NEW(be, DT_F32, L, d->config.dim);
+    tensor_zero(be, watch);
+    for (int i = 0; i < n; i++)
+      r[i] = (stream){.x = TENSOR_NEW(be, DT_F32, L, d->config.dim),
+                      .y = TENSOR_NEW(be, DT_NONE, L, d->config.dim)};
     s = embed_time(d, &plan, &e, &e0);
-    if (s == WAN_OK) s = embed_patches(d, latent, n, x);
-    if (s == WAN_OK) s = run_blocks(d, n, x, e0, &rows, text, options);
-    if (s == WAN_OK) s = head(d, n, x, e, &rows, velocity);
+    if (s == WAN_OK) s = embed_patches(d, latent, n, r);
+    if (s == WAN_OK) s = run_blocks(d, n, r, e0, &rows, watch, text, options);
+    if (s == WAN_OK) s = head(d, n, r, e, &rows, velocity);
+    if (s == WAN_OK) s = check_blocks(d, watch);
   }
   scope_end(be, mark);
   core_free(be->ctx, plan.row);

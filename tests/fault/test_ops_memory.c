@@ -47,6 +47,10 @@ static void transformer(backend *be, const weight *w, const weight *vector, cons
   spec.rel_bias = ZEROS(be, DT_F32, HEADS, 2 * L - 1);
   tensor y = op_attention(be, q, q, a, &spec);
   op_gate_add(be, x, y, mod, &rows, 2);
+  residual_add add = {.y = y, .mod = mod, .gate = 2, .watch = ZEROS(be, DT_I32, 1)};
+  op_add_ada_norm(be, x, &add, mod, &rows, 0, 1, 1e-6f, y);
+  op_add_layer_norm(be, x, &add, &rows, vector, vector, 1e-6f, y);
+  op_attention_into(be, q, q, a, &spec, y);
   op_mul(be, y, q);
   op_activate(be, y, ACT_SILU, DT_NONE);
   op_layer_norm(be, x, vector, vector, 1e-6f, DT_NONE);

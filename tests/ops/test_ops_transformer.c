@@ -85,6 +85,20 @@ static double worst_condition(tensor x, double eps) {
   return worst;
 }
 
+/* The largest factor by which a row is stretched: 1 / sqrt(variance + eps). */
+static double largest_scale(tensor x, double eps) {
+  double largest = 0;
+  int64_t n = tensor_rows(&x), c = tensor_cols(&x);
+  const float *v = x.data;
+  for (int64_t i = 0; i < n; i++, v += c) {
+    double mean = 0, variance = 0;
+    for (int64_t j = 0; j < c; j++) mean += (double)v[j] / (double)c;
+    for (int64_t j = 0; j < c; j++) variance += (v[j] - mean) * (v[j] - mean) / (double)c;
+    largest = fmax(largest, 1 / sqrt(variance + eps));
+  }
+  return largest;
+}
+
 static limit norm_limit(tensor x, dtype out, double eps, double largest_factor) {
   double c = (double)tensor_cols(&x);
   limit l = limit_squares(out, c);
@@ -142,6 +156,78 @@ static void test_layer_norm(void **state) {
     l.scale = 3;
     rig_compare(r, op_layer_norm(r->ref, x.ref, ref_of(gamma), ref_of(beta), 1e-6f, out),
                 op_layer_norm(r->be, x.sub, sub_of(gamma), sub_of(beta), 1e-6f, out), l);
+    rig_end(r);
+  }
+}
+
+/* The residual stream updated and normalised in one: with and without gate, over the added rows or beside
+ * them. */
+static void test_add_norm(void **state) {
+  rig *r = *state;
+  for (int i = 0; i < 3 * CASES; i++) {
+    bool ada = rig_chance(r, 0.5), gated = rig_chance(r, 0.6), adds = rig_chance(r, 0.9);
+    rig_begin(r, ada ? "add_ada_norm" : "add_layer_norm");
+    int64_t n = rig_size(r, 1, 40), R = rig_int(r, 2, 6);
+    int64_t c = rig_chance(r, 0.3) ? 8 * rig_size(r, 1, 700) : rig_size(r, 1, 900);
+    int shift = (int)rig_int(r, 0, R - 1), scale = (int)rig_int(r, 0, R - 1),
+        gate = (int)rig_int(r, 0, R - 1);
+    fill how = rig_chance(r, 0.5) ? FILL_NORMAL : rig_fill(r);
+    twin x = TWIN(r, DT_F32, how, n, c), y = TWIN(r, rig_type(r), FILL_NORMAL, n, c);
+    twin out = rig_chance(r, 0.4) ? y : TWIN(r, rig_type(r), FILL_NORMAL, n, c);
+    twin watch = TWIN(r, DT_F32, FILL_ZEROS, 1);
+    watch.ref.type = watch.sub.type = DT_I32;
+    mod_rows m = random_rows(r, n, R, c);
+    const twin_weight *gamma = TWIN_WEIGHT(r, WEIGHT_VECTOR, 1, 0.3, c);
+    const twin_weight *beta = TWIN_WEIGHT(r, WEIGHT_VECTOR, 0, 0.3, c);
+    rig_note(r, " gated %d adds %d out is y %d", gated, adds, out.ref.data == y.ref.data);
+    rig_may_change(r, x);
+    rig_may_change(r, y);
+    rig_may_change(r, out);
+    residual_add ref = {.gate = gate, .watch = watch.ref}, sub = {.gate = gate, .watch = watch.sub};
+    if (adds) ref.y = y.ref, sub.y = y.sub;
+    if (gated) ref.mod = m.mod.ref, sub.mod = m.mod.sub;
+    limit sum = limit_f32(DT_F32, 1);
+    sum.scale = (max_abs(x.ref) + max_abs(y.ref)) * (1 + max_abs(m.mod.ref));
+    if (ada) {
+      op_add_ada_norm(r->ref, x.ref, &ref, m.mod.ref, &m.ref, shift, scale, 1e-6f, out.ref);
+      op_add_ada_norm(r->be, x.sub, &sub, m.mod.sub, &m.sub, shift, scale, 1e-6f, out.sub);
+    } else {
+      op_add_layer_norm(r->ref, x.ref, &ref, &m.ref, ref_of(gamma), ref_of(beta), 1e-6f, out.ref);
+      op_add_layer_norm(r->be, x.sub, &sub, &m.sub, sub_of(gamma), sub_of(beta), 1e-6f, out.sub);
+    }
+    /* x now holds the sums; a rounding of one may be as large as one of its largest term */
+    limit l = norm_limit(x.ref, out.ref.type, 1e-6, 3 + max_abs(m.mod.ref));
+    l.scale = 3 + max_abs(m.mod.ref);
+    if (adds) l.abs += sum.slack * sum.scale * largest_scale(x.ref, 1e-6) * l.scale;
+    rig_compare(r, x.ref, x.sub, sum);
+    rig_compare(r, out.ref, out.sub, l);
+    rig_end(r);
+  }
+}
+
+/* A sum that overflows or is not a number is noted, others are not. */
+static void test_add_norm_watch(void **state) {
+  rig *r = *state;
+  for (int i = 0; i < CASES; i++) {
+    rig_begin(r, "add_ada_norm watch");
+    int64_t n = rig_size(r, 1, 40), c = rig_chance(r, 0.5) ? 8 * rig_size(r, 1, 700) : rig_size(r, 1, 300);
+    bool bad = rig_chance(r, 0.5);
+    float *host = calloc((size_t)(n * c), sizeof *host);
+    assert_non_null(host);
+    if (bad) host[rig_int(r, 0, n * c - 1)] = rig_chance(r, 0.5) ? INFINITY : NAN;
+    twin y = TWIN_FROM(r, DT_F32, host, n, c), x = TWIN(r, DT_F32, FILL_NORMAL, n, c), watch;
+    free(host);
+    mod_rows m = random_rows(r, n, 2, c);
+    watch.sub = TENSOR_NEW(r->be, DT_I32, 3);
+    tensor_zero(r->be, watch.sub);
+    rig_may_change(r, x);
+    rig_may_change(r, y);
+    residual_add add = {.y = y.sub, .watch = tensor_slice(watch.sub, 1, 1)};
+    op_add_ada_norm(r->be, x.sub, &add, m.mod.sub, &m.sub, 0, 1, 1e-6f, y.sub);
+    int32_t found[3];
+    tensor_download(r->be, found, watch.sub);
+    if (found[0] || found[1] != bad || found[2])
+      rig_fail(r, "watch is %d %d %d, expected 0 %d 0", (int)found[0], (int)found[1], (int)found[2], bad);
     rig_end(r);
   }
 }
@@ -389,6 +475,8 @@ int main(void) {
       {"linear into a slice", test_linear_into},
       {"ada_norm", test_ada_norm},
       {"layer_norm", test_layer_norm},
+      {"add and norm", test_add_norm},
+      {"add and norm, not finite", test_add_norm_watch},
       {"rms_norm", test_rms_norm},
       {"qk_norm_rope", test_qk_norm_rope},
       {"attention", test_attention},

@@ -24,6 +24,8 @@ static void cuda_close(backend *be) {
   if (c->stream) cudaStreamSynchronize(c->stream);
   if (c->pool) cudaMemPoolDestroy(c->pool);
   if (c->side_done) cudaEventDestroy(c->side_done);
+  for (int i = 0; i < 2; i++)
+    if (c->paced[i]) cudaEventDestroy(c->paced[i]);
   if (c->side_stream) cudaStreamDestroy(c->side_stream);
   if (c->stream) cudaStreamDestroy(c->stream);
   cuda_libraries_close(&c->lib);
@@ -92,6 +94,9 @@ static wan_status make_pool(backend *be) {
       cuda_check(be, cudaStreamCreateWithFlags(&c->side_stream, cudaStreamNonBlocking), "creating a stream"));
   CORE_TRY(
       cuda_check(be, cudaEventCreateWithFlags(&c->side_done, cudaEventDisableTiming), "creating an event"));
+  for (int i = 0; i < 2; i++)
+    CORE_TRY(
+        cuda_check(be, cudaEventCreateWithFlags(&c->paced[i], cudaEventDisableTiming), "creating an event"));
   CORE_TRY(cuda_check(be, cudaMemPoolCreate(&c->pool, &props), "creating a memory pool"));
   CORE_TRY(cuda_check(be, cudaMemPoolSetAttribute(c->pool, cudaMemPoolAttrReleaseThreshold, &keep),
                       "setting up the memory pool"));
@@ -133,6 +138,7 @@ static const backend_ops cuda_ops = {
     .copy = cuda_copy,
     .zero = cuda_zero,
     .sync = cuda_sync,
+    .pace = cuda_pace,
     .weight_load = cuda_weight_load,
     .weight_unload = cuda_weight_unload,
     .weight_prefetch = cuda_weight_prefetch,

@@ -24,6 +24,8 @@ typedef struct cuda_state {
   cudaStream_t stream;      /* that everything is issued on */
   cudaStream_t side_stream; /* for weights that are loaded ahead */
   cudaEvent_t side_done;
+  cudaEvent_t paced[2]; /* recorded in turn by cuda_pace() */
+  int pace;             /* which comes next */
   cudaMemPool_t pool;
   cuda_libraries lib;
   cublasLtHandle_t lt;
@@ -60,6 +62,7 @@ wan_status cuda_download(backend *be, void *host, const void *src, size_t bytes)
 wan_status cuda_copy(backend *be, void *dst, const void *src, size_t bytes);
 wan_status cuda_zero(backend *be, void *dst, size_t bytes);
 wan_status cuda_sync(backend *be);
+wan_status cuda_pace(backend *be);
 /* A large host buffer through pinned memory; returns when the host buffer has been read. */
 wan_status cuda_upload_staged(backend *be, void *dst, const void *host, size_t bytes);
 void cuda_staging_close(backend *be);

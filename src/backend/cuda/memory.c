@@ -102,6 +102,13 @@ wan_status cuda_sync(backend *be) {
   return cuda_check(be, cudaStreamSynchronize(cuda_of(be)->stream), "running on the device");
 }
 
+wan_status cuda_pace(backend *be) {
+  cuda_state *c = cuda_of(be);
+  CORE_TRY(cuda_check(be, cudaEventRecord(c->paced[c->pace], c->stream), "recording an event"));
+  c->pace = !c->pace; /* the older one; waiting for one that was never recorded returns at once */
+  return cuda_check(be, cudaEventSynchronize(c->paced[c->pace]), "running on the device");
+}
+
 /* The next staging buffer, free to be written. */
 static wan_status staging_take(backend *be, int *index) {
   cuda_state *c = cuda_of(be);
