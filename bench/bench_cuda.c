@@ -181,7 +181,7 @@ static void convolution(bench *b, const char *name, int64_t T, int64_t H, int64_
   const weight *w = WEIGHT(b, WEIGHT_CONV, 0.02f, co, ci, 3, 3, 3),
                *bias = WEIGHT(b, WEIGHT_VECTOR, 0.1f, co);
   tensor y = TENSOR_NEW(be, DT_NONE, T, H, W, co);
-  const conv_spec same = {1, 1, 1, 1, 1, 1, 1};
+  const conv_spec same = {1, 1, 1, 1, 1, 1, 1, NULL};
   TIME(b, s, 2, op_conv_into(be, x, w, bias, &same, (tensor){0}, y));
   report(name, s, 54.0 * (double)(T * H * W) * (double)(ci * co), 0);
   scope_end(be, mark);

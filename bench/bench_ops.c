@@ -243,8 +243,10 @@ static void conv(bench *b, const char *what, int64_t T, int64_t H, int64_t W, in
            (long long)W, (long long)ci, (long long)co);
   if (!wanted(b, name)) return;
   weight w = WEIGHT(b, WEIGHT_CONV, co, ci, kt, 3, 3), bias = WEIGHT(b, WEIGHT_VECTOR, co);
-  operands o = {
-      .x = RANDOM(b, DT_NONE, T + kt - 1, H, W, ci), .w = &w, .bias = &bias, .conv = {1, 1, 1, 1, 1, 1, 1}};
+  operands o = {.x = RANDOM(b, DT_NONE, T + kt - 1, H, W, ci),
+                .w = &w,
+                .bias = &bias,
+                .conv = {1, 1, 1, 1, 1, 1, 1, NULL}};
   line(b, name, run_conv, &o, 18.0 * (double)(T * H * W) * (double)(ci * co * kt), 0);
   drop(b, o.x);
   drop_weight(b, w);

@@ -70,7 +70,11 @@ typedef struct token_rows {
 typedef struct conv_spec {
   int stride_t, stride_h, stride_w;
   int pad_top, pad_bottom, pad_left, pad_right; /* zero padding in pixels; time is never padded here */
+  /* NULL, or where the T <= CONV_FRAMES_MAX frames of x are if they don't follow each other in memory (x.data
+   * is then not used). The first of them may be NULL: frames of zeros, before the beginning of a clip. */
+  const void *const *frame;
 } conv_spec;
+enum { CONV_FRAMES_MAX = 8 };
 
 typedef struct attention_spec {
   int heads;
@@ -259,6 +263,8 @@ tensor op_modulation(backend *be, const weight *base, tensor e);
 /* Rows ids[0..n-1] (host memory) of table [V, C] -> [n, C] of type out. Out-of-range ids fail. */
 tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n, dtype out);
 tensor op_cast(backend *be, tensor x, dtype out); /* x itself when it already has that dtype */
+/* Into a tensor that exists already, of any dtype that op_cast gives; a copy where the dtypes agree. */
+void op_cast_into(backend *be, tensor x, tensor out);
 /* [T, h, w, C] F32 -> [T*(h/2)*(w/2), C*4] act; token order frame, row, column; columns (c, ph, pw). */
 tensor op_patchify(backend *be, tensor x);
 /* [T*(h/2)*(w/2), 4*C] F32 with columns (ph, pw, c) -> [T, h, w, C] F32. */
@@ -281,9 +287,11 @@ void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight 
 /* The shuffles and shortcuts below take act or F32 and keep the dtype. */
 /* [T, H, W, 2C] -> [2T, H, W, C]: channels [0,C) become frame 2t, [C,2C) frame 2t+1. */
 tensor op_time_unshuffle(backend *be, tensor x);
-/* out += DupUp3D(x) (spec of the Wan2.2 VAE): x [T,H,W,Ci], out [T*ft-skip, H*fs, W*fs, Co]; repeats
+void op_time_unshuffle_into(backend *be, tensor x, tensor out);
+/* out += DupUp3D(x) (spec of the Wan2.2 VAE): x [T,H,W,Ci], out [n, H*fs, W*fs, Co], n <= T*ft-skip; repeats
  * r = Co*ft*fs*fs/Ci; out(o, t*ft+a, i*fs+b, j*fs+c) gets x channel (o*ft*fs*fs + a*fs*fs + b*fs + c)/r
- * at (t,i,j); the first `skip` frames of the expansion are dropped. The sum is rounded once. */
+ * at (t,i,j); the first `skip` frames of the expansion are dropped, and those beyond out. The sum is rounded
+ * once. */
 void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip);
 /* out += AvgDown3D(x): x [T,H,W,Ci], zero frames put in front until T divides by ft; out
  * [ceil(T/ft), H/fs, W/fs, Co]; channel o is the mean of its g = Ci*ft*fs*fs/Co consecutive

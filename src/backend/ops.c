@@ -412,16 +412,24 @@ tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n,
   return unless_failed(be, y);
 }
 
+void op_cast_into(backend *be, tensor x, tensor out) {
+  bool ok = usable(x) && is_act(be, x) && is_act(be, out) && tensor_count(&x) == tensor_count(&out);
+  if (!require(be, ok, "cast", x, out)) return;
+  if (x.type == out.type) {
+    tensor_copy(be, out, x);
+    return;
+  }
+  double t0 = profile_start(be);
+  settle(be, be->ops->cast(be, x, out));
+  profile_stop(be, PROF_ELEMENTWISE, t0, 0, size_of(x) + size_of(out));
+}
+
 tensor op_cast(backend *be, tensor x, dtype out) {
   out = out_type(be, out);
   if (be->failed || x.type == out) return x;
-  if (!require(be, usable(x) && is_act(be, x) && (out == DT_F32 || out == be->act), "cast", x, x))
-    return (tensor){0};
+  if (!require(be, usable(x) && (out == DT_F32 || out == be->act), "cast", x, x)) return (tensor){0};
   tensor y = same_shape(be, x, out);
-  if (be->failed) return y;
-  double t0 = profile_start(be);
-  settle(be, be->ops->cast(be, x, y));
-  profile_stop(be, PROF_ELEMENTWISE, t0, 0, size_of(x) + size_of(y));
+  op_cast_into(be, x, y);
   return unless_failed(be, y);
 }
 
@@ -460,12 +468,21 @@ void op_channel_norm(backend *be, tensor x, const weight *gamma, op_act act, ten
   profile_stop(be, PROF_CHANNEL_NORM, t0, 10.0 * (double)tensor_count(&x), size_of(x) + size_of(out));
 }
 
+/* Whether the frames are few enough, and missing ones only in front. */
+static bool frames_fit(const conv_spec *s, int64_t T) {
+  if (!s->frame) return true;
+  for (int64_t t = 1; t < T && T <= CONV_FRAMES_MAX; t++)
+    if (!s->frame[t] && s->frame[t - 1]) return false;
+  return T <= CONV_FRAMES_MAX;
+}
+
 /* The result's dims of a convolution that fits; false (and the failed state) otherwise. */
 static bool conv_shape(backend *be, tensor x, const weight *w, const conv_spec *s, int64_t dim[4]) {
   if (be->failed) return false;
   const tensor *k = &w->src;
   bool ok = usable(x) && x.type == be->act && x.ndim == 4 && (k->ndim == 5 || k->ndim == 4) &&
-            k->dim[0] > 0 && k->dim[1] == x.dim[3] && s->stride_t > 0 && s->stride_h > 0 && s->stride_w > 0;
+            k->dim[0] > 0 && k->dim[1] == x.dim[3] && s->stride_t > 0 && s->stride_h > 0 && s->stride_w > 0 &&
+            frames_fit(s, x.dim[0]);
   if (!require(be, ok, "conv", x, *k)) return false;
   int64_t kt = k->ndim == 5 ? k->dim[2] : 1, kh = k->dim[k->ndim - 2], kw = k->dim[k->ndim - 1];
   int64_t H = x.dim[1] + s->pad_top + s->pad_bottom, W = x.dim[2] + s->pad_left + s->pad_right;
@@ -525,20 +542,26 @@ tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bi
   return unless_failed(be, y);
 }
 
-tensor op_time_unshuffle(backend *be, tensor x) {
-  bool ok = usable(x) && is_act(be, x) && x.ndim == 4 && x.dim[3] % 2 == 0;
-  if (!require(be, ok, "time_unshuffle", x, x)) return (tensor){0};
-  tensor y = TENSOR_NEW(be, x.type, 2 * x.dim[0], x.dim[1], x.dim[2], x.dim[3] / 2);
-  if (be->failed) return y;
+void op_time_unshuffle_into(backend *be, tensor x, tensor out) {
+  bool ok = usable(x) && is_act(be, x) && x.ndim == 4 && out.type == x.type && out.ndim == 4 &&
+            out.dim[0] == 2 * x.dim[0] && out.dim[1] == x.dim[1] && out.dim[2] == x.dim[2] &&
+            2 * out.dim[3] == x.dim[3];
+  if (!require(be, ok, "time_unshuffle", x, out)) return;
   double t0 = profile_start(be);
-  settle(be, be->ops->time_unshuffle(be, x, y));
+  settle(be, be->ops->time_unshuffle(be, x, out));
   profile_stop(be, PROF_RESHAPE, t0, 0, 2 * size_of(x));
+}
+
+tensor op_time_unshuffle(backend *be, tensor x) {
+  if (!require(be, usable(x) && x.ndim == 4, "time_unshuffle", x, x)) return (tensor){0};
+  tensor y = TENSOR_NEW(be, x.type, 2 * x.dim[0], x.dim[1], x.dim[2], x.dim[3] / 2);
+  op_time_unshuffle_into(be, x, y);
   return unless_failed(be, y);
 }
 
 void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) {
   bool ok = usable(x) && usable(out) && x.type == out.type && is_act(be, x) && x.ndim == 4 && out.ndim == 4 &&
-            ft > 0 && fs > 0 && skip >= 0 && out.dim[0] == x.dim[0] * ft - skip &&
+            ft > 0 && fs > 0 && skip >= 0 && out.dim[0] <= x.dim[0] * ft - skip &&
             out.dim[1] == x.dim[1] * fs && out.dim[2] == x.dim[2] * fs && x.dim[3] > 0 &&
             (out.dim[3] * ft * fs * fs) % x.dim[3] == 0;
   if (!require(be, ok, "dup_up_add", out, x)) return;

@@ -127,6 +127,12 @@ static int64_t bind_level(binder *b, vae_level *l, bool encoder, int i, int64_t 
       b->status = core_fail(b->v->be->ctx, WAN_ERR_FORMAT,
                             "%s: %sresidual.2.weight takes %lld channels, the part before gives %lld",
                             weight_set_path(b->v->set), prefix, (long long)l->res[j].cin, (long long)width);
+    if (b->status == WAN_OK && j > 0 && out != width)
+      b->status =
+          core_fail(b->v->be->ctx, WAN_ERR_UNSUPPORTED,
+                    "%s: %sresidual.2.weight has %lld outputs for %lld inputs; only the first block of a "
+                    "level may change the width",
+                    weight_set_path(b->v->set), prefix, (long long)out, (long long)width);
     width = out;
   }
   if (b->status == WAN_OK && l->kind != RESAMPLE_NONE) {

@@ -74,21 +74,20 @@ void vae_decoder_close(vae_decoder *d) {
 
 /* Latent frame -> input of the first level: F32 [1, h, w, width]. */
 static void decoder_front(vae_decoder *d, tensor latent, tensor out) {
-  vae *v = d->stream.v;
-  vae_net *n = &v->decoder;
-  backend *be = v->be;
+  vae_net *n = &d->stream.v->decoder;
+  backend *be = d->stream.v->be;
   scope_mark mark = scope_begin(be);
   tensor z = op_channel_affine(be, latent, d->mul, d->add, DT_NONE);
   z = op_linear(be, z, &n->point.w, &n->point.b, ACT_NONE, DT_NONE);
-  tensor x = tensor_new(be, DT_F32, out.ndim, out.dim);
-  vae_causal_conv(&d->stream, z, NULL, &n->first, (tensor){0}, x);
-  vae_middle(&d->stream, n, x, out);
+  vae_causal_conv(&d->stream, z, NULL, &n->first, (tensor){0}, out);
+  vae_middle(&d->stream, n, out);
   scope_end(be, mark);
 }
 
-/* Levels that keep the number of frames run one frame at a time: they are the widest part of the network,
- * and a causal stream gives the same result however its frames are grouped. */
-enum { DECODER_HEAD_LEVELS = 2, ENCODER_HEAD_LEVELS = 1 };
+/* A causal stream gives the same result however its frames are grouped. So the widest part of the network
+ * runs with as few frames at a time as it can: decoding, one from level 2 on; encoding, one in level 0, and
+ * the two that become one in level 1. */
+enum { DECODER_SPLIT = 1, ENCODER_SPLIT = 2 };
 
 static wan_status acquire_levels(backend *be, vae_net *n, int first, int last) {
   for (int i = first; i < last; i++) CORE_TRY(weight_group_acquire(be, &n->level[i].group));
@@ -100,21 +99,29 @@ static void release_levels(backend *be, vae_net *n, int first, int last, residen
     if (n->level[i].group.users > 0) weight_group_release(be, &n->level[i].group, mode);
 }
 
-/* One frame from the last temporal upsampling on: x F32 [1, ..] -> pixels F32 [1, H, W, 3]. */
-static void decoder_tail(vae_decoder *d, tensor x, tensor pixels) {
+/* Frame t from the last temporal upsampling on: -> pixels F32 [1, H, W, 3]. x and narrow: that level's. */
+static void decoder_tail(vae_decoder *d, tensor x, tensor narrow, int64_t t, tensor pixels) {
   vae_stream *s = &d->stream;
   vae *v = s->v;
   backend *be = v->be;
   vae_net *n = &v->decoder;
   scope_mark mark = scope_begin(be);
-  for (int i = DECODER_HEAD_LEVELS; i < VAE_LEVELS; i++)
-    x = vae_run_level(s, &n->level[i], v->decoder_mode, x);
-  if (!be->failed && v->info.version == 22) {
-    tensor y = TENSOR_NEW(be, DT_F32, 1, x.dim[1], x.dim[2], 12);
-    vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, y);
-    tensor_copy(be, pixels, op_depth_to_space(be, y));
-  } else if (!be->failed) {
-    vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, pixels);
+  vae_level *up = &n->level[DECODER_SPLIT], *l2 = up + 1, *l3 = up + 2;
+  const int64_t H = 2 * narrow.dim[1], W = 2 * narrow.dim[2];
+  tensor y = TENSOR_NEW(be, DT_F32, 1, 2 * H, 2 * W, l2->cout);
+  scope_mark inner = scope_begin(be);
+  tensor wide = TENSOR_NEW(be, DT_F32, 1, H, W, up->cout);
+  vae_up_frames(s, up, x, narrow, t, wide);
+  vae_run_level(s, l2, v->decoder_mode, wide, y);
+  scope_end(be, inner);
+  tensor last = vae_level_result(s, l3, y);
+  vae_run_level(s, l3, v->decoder_mode, y, last);
+  if (v->info.version == 22) {
+    tensor blocks = TENSOR_NEW(be, DT_F32, 1, y.dim[1], y.dim[2], 12);
+    vae_causal_conv(s, last, &n->head_gamma, &n->head, (tensor){0}, blocks);
+    tensor_copy(be, pixels, op_depth_to_space(be, blocks));
+  } else {
+    vae_causal_conv(s, last, &n->head_gamma, &n->head, (tensor){0}, pixels);
   }
   scope_end(be, mark);
 }
@@ -143,16 +150,21 @@ wan_status vae_decoder_push(vae_decoder *d, tensor latent, tensor *frames) {
   tensor x = TENSOR_NEW(be, DT_F32, 1, d->h, d->w, n->level[0].cin);
   decoder_front(d, latent, x);
   weight_group_release(be, &n->middle, v->decoder_mode);
-  for (int i = 0; i < DECODER_HEAD_LEVELS; i++) x = vae_run_level(s, &n->level[i], v->decoder_mode, x);
-  CORE_TRY(acquire_levels(be, n, DECODER_HEAD_LEVELS, VAE_LEVELS));
+  for (int i = 0; i < DECODER_SPLIT; i++) {
+    tensor y = vae_level_result(s, &n->level[i], x);
+    vae_run_level(s, &n->level[i], v->decoder_mode, x, y);
+    x = y;
+  }
+  CORE_TRY(acquire_levels(be, n, DECODER_SPLIT, VAE_LEVELS));
+  tensor narrow = vae_up_begin(s, &n->level[DECODER_SPLIT], x);
   const int slot = s->slot;
   for (int64_t t = 0; t < T && !be->failed; t++) {
     s->slot = slot;
-    decoder_tail(d, tensor_slice(x, t, 1), tensor_slice(result, t, 1));
+    decoder_tail(d, x, narrow, t, tensor_slice(result, t, 1));
   }
   check_finite(v, result, "decoder");
   scope_end(be, mark);
-  release_levels(be, n, DECODER_HEAD_LEVELS, VAE_LEVELS, v->decoder_mode);
+  release_levels(be, n, DECODER_SPLIT, VAE_LEVELS, v->decoder_mode);
   weight_group_release(be, &n->ends, v->decoder_mode);
   if (be->failed) return be->failed;
   s->started = true;
@@ -195,8 +207,7 @@ void vae_encoder_close(vae_encoder *e) {
   core_free(be->ctx, e);
 }
 
-/* One frame through the first convolution and the levels before time is resampled:
- * F32 [1, H, W, 3] -> F32 [1, ..]. */
+/* One frame through the first convolution and level 0: F32 [1, H, W, 3] -> F32 [1, ..]. */
 static void encoder_front(vae_encoder *e, tensor frame, tensor out) {
   vae_stream *s = &e->stream;
   vae *v = s->v;
@@ -207,8 +218,22 @@ static void encoder_front(vae_encoder *e, tensor frame, tensor out) {
   if (v->info.version == 22) x = op_space_to_depth(be, x);
   tensor y = TENSOR_NEW(be, DT_F32, 1, x.dim[1], x.dim[2], n->level[0].cin);
   vae_causal_conv(s, x, NULL, &n->first, (tensor){0}, y);
-  for (int i = 0; i < ENCODER_HEAD_LEVELS; i++) y = vae_run_level(s, &n->level[i], v->encoder_mode, y);
-  if (!be->failed) tensor_copy(be, out, y);
+  vae_run_level(s, &n->level[0], v->encoder_mode, y, out);
+  scope_end(be, mark);
+}
+
+/* The frames that become one in level 1: F32 [1 or 2, H, W, 3] -> F32 [1, ..]. */
+static void encoder_pair(vae_encoder *e, tensor frames, tensor out) {
+  vae_stream *s = &e->stream;
+  backend *be = s->v->be;
+  vae_net *n = &s->v->encoder;
+  scope_mark mark = scope_begin(be);
+  tensor x = TENSOR_NEW(be, DT_F32, frames.dim[0], 2 * out.dim[1], 2 * out.dim[2], n->level[0].cout);
+  for (int64_t t = 0; t < frames.dim[0] && !be->failed; t++) {
+    s->slot = 0;
+    encoder_front(e, tensor_slice(frames, t, 1), tensor_slice(x, t, 1));
+  }
+  vae_run_level(s, &n->level[1], s->v->encoder_mode, x, out);
   scope_end(be, mark);
 }
 
@@ -231,23 +256,23 @@ wan_status vae_encoder_push(vae_encoder *e, tensor frames, tensor *latent) {
   tensor result = TENSOR_NEW(be, DT_F32, 1, e->H / stride, e->W / stride, v->info.z);
   scope_mark mark = scope_begin(be);
   CORE_TRY(weight_group_acquire(be, &n->ends));
-  CORE_TRY(acquire_levels(be, n, 0, ENCODER_HEAD_LEVELS));
-  /* Level 0 halves the rows and columns of what enters it (2.2: of the 2x2 pixel blocks). */
-  const int64_t f = v->info.version == 22 ? 4 : 2;
-  tensor x = TENSOR_NEW(be, DT_F32, T, e->H / f, e->W / f, n->level[0].cout);
-  for (int64_t t = 0; t < T && !be->failed; t++) {
-    s->slot = 0;
-    encoder_front(e, tensor_slice(frames, t, 1), tensor_slice(x, t, 1));
+  CORE_TRY(acquire_levels(be, n, 0, ENCODER_SPLIT));
+  /* Both levels halve rows and columns (2.2: of the 2x2 pixel blocks). */
+  const int64_t f = v->info.version == 22 ? 8 : 4, pairs = (T + 1) / 2;
+  tensor x = TENSOR_NEW(be, DT_F32, pairs, e->H / f, e->W / f, n->level[1].cout);
+  for (int64_t i = 0; i < pairs && !be->failed; i++)
+    encoder_pair(e, tensor_slice(frames, 2 * i, T / pairs), tensor_slice(x, i, 1));
+  release_levels(be, n, 0, ENCODER_SPLIT, v->encoder_mode);
+  for (int i = ENCODER_SPLIT; i < VAE_LEVELS && !be->failed; i++) {
+    tensor y = vae_level_result(s, &n->level[i], x);
+    vae_run_level(s, &n->level[i], v->encoder_mode, x, y);
+    x = y;
   }
-  release_levels(be, n, 0, ENCODER_HEAD_LEVELS, v->encoder_mode);
-  for (int i = ENCODER_HEAD_LEVELS; i < VAE_LEVELS; i++)
-    x = vae_run_level(s, &n->level[i], v->encoder_mode, x);
   CORE_TRY(weight_group_acquire(be, &n->middle));
   if (!be->failed) {
-    tensor m = tensor_new(be, DT_F32, x.ndim, x.dim);
-    vae_middle(s, n, x, m);
+    vae_middle(s, n, x);
     tensor h = TENSOR_NEW(be, DT_NONE, 1, x.dim[1], x.dim[2], 2 * v->info.z);
-    vae_causal_conv(s, m, &n->head_gamma, &n->head, (tensor){0}, h);
+    vae_causal_conv(s, x, &n->head_gamma, &n->head, (tensor){0}, h);
     tensor mu = op_linear(be, h, &n->point.w, &n->point.b, ACT_NONE, DT_F32);
     tensor_copy(be, result, op_channel_affine(be, mu, e->mul, e->add, DT_F32));
   }

@@ -63,13 +63,18 @@ struct vae {
   residency_mode encoder_mode, decoder_mode;
 };
 
-/* State of a stream: the history of each causal convolution, in execution order. Each direction's
- * convolutions take their slots in the same order in every push, so a counter addresses them. */
+enum { VAE_PAST = 2, VAE_NOW = 4 /* frames a convolution looks back, and takes at a time */ };
+
+/* State of a stream: the past of each causal convolution, in execution order: the last frames that entered
+ * it, in act. Each direction's convolutions take their slots in the same order in every push, so a counter
+ * addresses them. Frames are never copied: what enters a convolution stays as its past, and the memory of the
+ * frame that is forgotten takes the next one that enters a convolution of that size. */
 typedef struct vae_stream {
   vae *v;
-  bool started; /* the first frame has passed */
-  int slot;     /* next slot in this push */
-  tensor history[VAE_SLOTS];
+  bool started;                     /* the first frame has passed */
+  int slot;                         /* next slot in this push */
+  tensor past[VAE_SLOTS][VAE_PAST]; /* [1, H, W, C], oldest first; null: before the clip, zeros */
+  tensor spare[VAE_NOW];            /* forgotten frames */
 } vae_stream;
 
 wan_status vae_bind(vae *v); /* find the version, bind everything */
@@ -78,15 +83,22 @@ wan_status vae_bind(vae *v); /* find the version, bind everything */
 const float *vae_latent_mean(int64_t z);
 const float *vae_latent_std(int64_t z);
 
-/* The building blocks, in blocks.c. x and out are F32 (x without gamma: act); `out` is allocated by the
- * caller and has the result's shape. */
-tensor *vae_slot(vae_stream *s);
+/* The building blocks, in blocks.c. What runs from block to block is F32. `out` is allocated by the caller
+ * and has the result's shape. */
+
+/* out = conv(silu(norm(x))) [+ residual], or conv(x) where there is no gamma. 3x3x3. */
 void vae_causal_conv(vae_stream *s, tensor x, const weight *gamma, const vae_conv *conv, tensor residual,
                      tensor out);
-void vae_res_block(vae_stream *s, const vae_res *r, tensor x, tensor out);
-void vae_middle(vae_stream *s, const vae_net *net, tensor x, tensor out);
-/* Run a level on x; the result is allocated in the caller's scope. */
-tensor vae_run_level(vae_stream *s, vae_level *level, residency_mode mode, tensor x);
+/* In place. */
+void vae_middle(vae_stream *s, const vae_net *net, tensor x);
+/* A tensor for the level's result in the current scope. */
+tensor vae_level_result(vae_stream *s, const vae_level *l, tensor x);
+void vae_run_level(vae_stream *s, vae_level *l, residency_mode mode, tensor x, tensor out);
+/* An upsampling level in two steps, so that its wide frames can be made one by one: vae_up_begin() gives
+ * narrow frames in the caller's scope, vae_up_frames() turns those from `first` on into the level's result.
+ * x has to stay. The caller holds the level's weights. */
+tensor vae_up_begin(vae_stream *s, const vae_level *l, tensor x);
+void vae_up_frames(vae_stream *s, const vae_level *l, tensor x, tensor narrow, int64_t first, tensor out);
 void vae_stream_close(vae_stream *s);
 
 #endif

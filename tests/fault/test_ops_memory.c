@@ -62,7 +62,7 @@ static void transformer(backend *be, const weight *w, const weight *vector, cons
 }
 
 static void vae(backend *be, const weight *conv, const weight *up, const weight *vector) {
-  conv_spec same = {1, 1, 1, 1, 1, 1, 1};
+  conv_spec same = {1, 1, 1, 1, 1, 1, 1, NULL};
   tensor x = ZEROS(be, DT_NONE, T, H, W, C), n = ZEROS(be, DT_NONE, T, H, W, C);
   op_channel_norm(be, x, vector, ACT_SILU, n);
   tensor y = op_conv(be, n, conv, vector, &same, ZEROS(be, DT_NONE, T - 2, H, W, C));

@@ -39,12 +39,12 @@ static void random_kernel(rig *r, int64_t kernel[3], conv_spec *s) {
     int64_t kernel[3];
     conv_spec spec;
   } used[] = {
-      {{3, 3, 3}, {1, 1, 1, 1, 1, 1, 1}}, /* residual blocks */
-      {{1, 1, 1}, {1, 1, 1, 0, 0, 0, 0}}, /* shortcuts */
-      {{1, 3, 3}, {1, 2, 2, 0, 1, 0, 1}}, /* downsample2d */
-      {{3, 1, 1}, {1, 1, 1, 0, 0, 0, 0}}, /* time_conv of the decoder */
-      {{3, 1, 1}, {2, 1, 1, 0, 0, 0, 0}}, /* time_conv of the encoder */
-      {{1, 3, 3}, {1, 1, 1, 1, 1, 1, 1}},
+      {{3, 3, 3}, {1, 1, 1, 1, 1, 1, 1, NULL}}, /* residual blocks */
+      {{1, 1, 1}, {1, 1, 1, 0, 0, 0, 0, NULL}}, /* shortcuts */
+      {{1, 3, 3}, {1, 2, 2, 0, 1, 0, 1, NULL}}, /* downsample2d */
+      {{3, 1, 1}, {1, 1, 1, 0, 0, 0, 0, NULL}}, /* time_conv of the decoder */
+      {{3, 1, 1}, {2, 1, 1, 0, 0, 0, 0, NULL}}, /* time_conv of the encoder */
+      {{1, 3, 3}, {1, 1, 1, 1, 1, 1, 1, NULL}},
   };
   int64_t pick = rig_int(r, 0, 8);
   if (pick < 6) {
@@ -60,6 +60,23 @@ static void random_kernel(rig *r, int64_t kernel[3], conv_spec *s) {
                    .pad_bottom = (int)rig_int(r, 0, kernel[1] - 1),
                    .pad_left = (int)rig_int(r, 0, kernel[2] - 1),
                    .pad_right = (int)rig_int(r, 0, kernel[2] - 1)};
+}
+
+/* The frames of x in another order, and the first few of them missing, as frames of zeros. */
+typedef struct scattered {
+  const void *ref[CONV_FRAMES_MAX], *sub[CONV_FRAMES_MAX];
+  int missing;
+} scattered;
+
+static scattered scatter(rig *r, twin x) {
+  scattered f = {.missing = rig_chance(r, 0.5) ? (int)rig_int(r, 1, x.ref.dim[0]) : 0};
+  int64_t turn = rig_int(r, 0, x.ref.dim[0] - 1);
+  for (int64_t t = f.missing; t < x.ref.dim[0]; t++) {
+    twin one = twin_slice(x, (t + turn) % x.ref.dim[0], 1);
+    f.ref[t] = one.ref.data;
+    f.sub[t] = one.sub.data;
+  }
+  return f;
 }
 
 /* Shapes whose products stay small enough for ref: at most about 4 million multiplications. */
@@ -85,12 +102,17 @@ static void test_conv(void **state) {
       residual = TWIN(r, r->act, FILL_NORMAL, (T - k[0]) / s.stride_t + 1,
                       (h + s.pad_top + s.pad_bottom - k[1]) / s.stride_h + 1,
                       (w + s.pad_left + s.pad_right - k[2]) / s.stride_w + 1, co);
-    rig_note(r, " stride %d %d %d pad %d %d %d %d", s.stride_t, s.stride_h, s.stride_w, s.pad_top,
-             s.pad_bottom, s.pad_left, s.pad_right);
+    scattered f = {.missing = 0};
+    const bool apart = rig_chance(r, 0.5);
+    if (apart) f = scatter(r, x);
+    rig_note(r, " stride %d %d %d pad %d %d %d %d apart %d missing %d", s.stride_t, s.stride_h, s.stride_w,
+             s.pad_top, s.pad_bottom, s.pad_left, s.pad_right, apart, f.missing);
     limit l = limit_f32(r->act, (double)taps);
     l.scale = 3 + max_norm(x.ref, 1) * sqrt((double)(taps / ci)) * weight_rms(kernel);
-    rig_compare(r, op_conv(r->ref, x.ref, ref_of(kernel), ref_of(bias), &s, residual.ref),
-                op_conv(r->be, x.sub, sub_of(kernel), sub_of(bias), &s, residual.sub), l);
+    conv_spec of_ref = s, of_sub = s;
+    if (apart) of_ref.frame = f.ref, of_sub.frame = f.sub;
+    rig_compare(r, op_conv(r->ref, x.ref, ref_of(kernel), ref_of(bias), &of_ref, residual.ref),
+                op_conv(r->be, x.sub, sub_of(kernel), sub_of(bias), &of_sub, residual.sub), l);
     rig_end(r);
   }
 }
@@ -104,7 +126,7 @@ static void test_conv_into(void **state) {
     int64_t ci = rig_size(r, 1, 70), co = rig_size(r, 1, 70), T = rig_int(r, 1, 3), h = rig_int(r, 1, 7);
     int64_t w = rig_int(r, 1, 7), before = rig_int(r, 0, 2), after = rig_int(r, 0, 2), zoom = up ? 2 : 1;
     double spread = 1 / sqrt(9 * (double)ci);
-    conv_spec s = {1, 1, 1, 1, 1, 1, 1};
+    conv_spec s = {1, 1, 1, 1, 1, 1, 1, NULL};
     twin x = TWIN(r, r->act, FILL_NORMAL, T, h, w, ci);
     dtype type = rig_type(r);
     twin whole = TWIN(r, type, FILL_NORMAL, before + T + after, h * zoom, w * zoom, co);

@@ -190,7 +190,7 @@ static void test_conv_shift(void **state) {
   backend *be = ((fixture *)*state)->be;
   float x[] = {1, 2, 3, 4, 5, 6}, k[9] = {0};
   tensor t = UPLOAD(be, x, 1, 2, 3, 1);
-  conv_spec same = {1, 1, 1, 1, 1, 1, 1};
+  conv_spec same = {1, 1, 1, 1, 1, 1, 1, NULL};
   k[4] = 1;
   weight w = LOAD(be, WEIGHT_CONV, k, 1, 1, 3, 3);
   expect(be, op_conv(be, t, &w, NULL, &same, (tensor){0}), (double[]){1, 2, 3, 4, 5, 6}, 6, 0);
@@ -210,7 +210,7 @@ static void test_conv_stride(void **state) {
   k[0] = 1;
   k[8] = 100;
   weight w = LOAD(be, WEIGHT_CONV, k, 1, 1, 1, 3, 3);
-  conv_spec s = {1, 2, 2, 0, 1, 0, 1};
+  conv_spec s = {1, 2, 2, 0, 1, 0, 1, NULL};
   expect(be, op_conv(be, UPLOAD(be, x, 1, 4, 4, 1), &w, NULL, &s, (tensor){0}), (double[]){1000, 2, 8, 10}, 4,
          0);
 }
@@ -220,7 +220,7 @@ static void test_conv_time(void **state) {
   backend *be = ((fixture *)*state)->be;
   float x[] = {1, 10, 2, 20, 3, 30, 4, 40, 5, 50}, k[] = {1, 0, 0, 0, 0, 1}, b[] = {0.5f};
   weight w = LOAD(be, WEIGHT_CONV, k, 1, 2, 3, 1, 1), bias = LOAD(be, WEIGHT_VECTOR, b, 1);
-  conv_spec s = {2, 1, 1, 0, 0, 0, 0};
+  conv_spec s = {2, 1, 1, 0, 0, 0, 0, NULL};
   /* channel 0 of the oldest frame plus channel 1 of the newest */
   expect(be, op_conv(be, UPLOAD(be, x, 5, 1, 1, 2), &w, &bias, &s, (tensor){0}), (double[]){31.5, 53.5}, 2,
          0);

@@ -204,7 +204,7 @@ static tensor product_and_conv(backend *be, const weight *matrix, const weight *
   srand(5);
   tensor x = TENSOR_NEW(be, DT_NONE, 3, 9, 70, 64);
   fill_act(x);
-  conv_spec s = {1, 2, 1, 1, 1, 1, 1};
+  conv_spec s = {1, 2, 1, 1, 1, 1, 1, NULL};
   tensor y = op_conv(be, x, kernel, NULL, &s, (tensor){0});
   return op_linear(be, y, matrix, NULL, ACT_NONE, DT_F32);
 }

@@ -13,22 +13,42 @@ static size_t bytes_of(tensor t) {
   return tensor_bytes(&t);
 }
 
-/* ---- bf16 activations computed in f32, a band of output rows at a time ---- */
+/* ---- A band of output rows at a time: bf16 computed in f32, and frames that lie apart ---- */
 
-enum { BAND_ELEMENTS = 16 << 20 }; /* of the input band: 64 MiB of floats, unless one row needs more */
+enum { BAND_ELEMENTS = 4 << 20 }; /* of the input band: 8 or 16 MiB, unless one row needs more */
 
-/* Input rows first..first+count-1 of frames t..t+kt-1 as floats, zeros outside the picture. */
-static void gather_band(backend *be, const conv_geometry *g, const uint16_t *x, int64_t t, int64_t first,
-                        int64_t count, float *band) {
+/* A convolution and where its frames are, NULL: one after another at src. */
+typedef struct banded {
+  const conv_args *a;
+  const void *const *frame;
+  dtype compute;
+} banded;
+
+/* Frame t of the input; NULL: zeros. */
+static const char *frame_at(const banded *b, int64_t t) {
+  const conv_geometry *g = &b->a->g;
+  if (b->frame) return b->frame[t];
+  return (const char *)b->a->src + (size_t)(t * g->H * g->W * g->Ci) * dtype_size(g->type);
+}
+
+/* Input rows first..first+count-1 of frames t..t+kt-1 in the dtype to compute in, zeros outside the picture.
+ */
+static void gather_band(backend *be, const banded *b, int64_t t, int64_t first, int64_t count, char *band) {
   const cpu_rows *k = cpu_of(be)->isa.rows;
-  int64_t row = g->W * g->Ci;
+  const conv_geometry *g = &b->a->g;
+  const int64_t row = g->W * g->Ci;
+  const size_t from = (size_t)row * dtype_size(g->type), to = (size_t)row * dtype_size(b->compute);
 #pragma omp parallel for num_threads(be->threads)
   for (int64_t r = 0; r < g->kt * count; r++) {
-    int64_t i = first + r % count;
-    if (i < 0 || i >= g->H)
-      memset(band + r * row, 0, (size_t)row * sizeof *band);
+    const int64_t i = first + r % count;
+    const char *x = frame_at(b, t + r / count);
+    char *y = band + (size_t)r * to;
+    if (!x || i < 0 || i >= g->H)
+      memset(y, 0, to);
+    else if (g->type == b->compute)
+      memcpy(y, x + (size_t)i * from, to);
     else
-      k->from_bf16(x + ((t + r / count) * g->H + i) * row, band + r * row, row);
+      k->from_bf16((const uint16_t *)(const void *)(x + (size_t)i * from), (float *)(void *)y, row);
   }
 }
 
@@ -58,32 +78,37 @@ static void store_band(backend *be, const float *y, dtype type, char *out, const
   }
 }
 
-static wan_status conv_bands(backend *be, const conv_args *a, const char *residual) {
+static wan_status conv_bands(backend *be, const banded *all, const char *residual) {
+  const conv_args *a = all->a;
   const conv_geometry *g = &a->g;
+  const bool direct = g->type == all->compute; /* results need no conversion */
   int64_t in_row = g->kt * g->W * g->Ci, out_row = g->Wo * g->Co;
   int64_t rows = (BAND_ELEMENTS / in_row - g->kh) / g->stride_h + 1;
   if (rows < 1) rows = 1;
   if (rows > g->Ho) rows = g->Ho;
   int64_t in_max = (rows - 1) * g->stride_h + g->kh;
-  float *band = cpu_scratch_get(be, SCRATCH_X, (size_t)(in_max * in_row) * sizeof(float));
-  float *y = cpu_scratch_get(be, SCRATCH_OUT, (size_t)(rows * out_row) * sizeof(float));
-  if (!band || !y) return WAN_ERR_MEMORY;
+  char *band = cpu_scratch_get(be, SCRATCH_X, (size_t)(in_max * in_row) * dtype_size(all->compute));
+  float *y = direct ? NULL : cpu_scratch_get(be, SCRATCH_OUT, (size_t)(rows * out_row) * sizeof(float));
+  if (!band || (!direct && !y)) return WAN_ERR_MEMORY;
   for (int64_t i = 0; i < g->To * g->Ho;) {
     int64_t t = i / g->Ho, r0 = i % g->Ho, n = g->Ho - r0 < rows ? g->Ho - r0 : rows;
+    const size_t at = (size_t)(i * out_row) * dtype_size(g->dst_type);
+    const char *add = residual ? residual + at : NULL;
     conv_args b = *a;
-    b.g.type = b.g.dst_type = DT_F32;
+    b.g.type = all->compute;
+    if (!direct) b.g.dst_type = DT_F32;
     b.g.T = g->kt;
     b.g.To = b.g.stride_t = 1;
     b.g.H = (n - 1) * g->stride_h + g->kh;
     b.g.Ho = n;
     b.g.pad_top = b.g.pad_bottom = 0;
-    b.add_dst = false;
+    b.add_dst = direct && add;
     b.src = band;
-    b.dst = y;
-    gather_band(be, g, a->src, t * g->stride_t, r0 * g->stride_h - g->pad_top, b.g.H, band);
+    b.dst = direct ? (char *)a->dst + at : (char *)y;
+    if (b.add_dst) copy_pixels(be, b.dst, add, (size_t)(n * out_row) * dtype_size(g->dst_type));
+    gather_band(be, all, t * g->stride_t, r0 * g->stride_h - g->pad_top, b.g.H, band);
     CORE_TRY(prims_conv(cpu_of(be)->prims, &b));
-    size_t at = (size_t)(i * out_row) * dtype_size(g->dst_type);
-    store_band(be, y, g->dst_type, (char *)a->dst + at, residual ? residual + at : NULL, n * out_row);
+    if (!direct) store_band(be, y, g->dst_type, (char *)a->dst + at, add, n * out_row);
     i += n;
   }
   return WAN_OK;
@@ -91,9 +116,9 @@ static wan_status conv_bands(backend *be, const conv_args *a, const char *residu
 
 /* ---- The two operations ---- */
 
-static wan_status convolve(backend *be, const conv_args *a, dtype compute, const void *residual,
-                           size_t out_bytes) {
-  if (a->g.type != compute) return conv_bands(be, a, residual);
+static wan_status convolve(backend *be, const conv_args *a, const void *const *frame, dtype compute,
+                           const void *residual, size_t out_bytes) {
+  if (frame || a->g.type != compute) return conv_bands(be, &(banded){a, frame, compute}, residual);
   conv_args b = *a;
   if (residual) {
     copy_pixels(be, b.dst, residual, out_bytes);
@@ -119,9 +144,10 @@ static wan_status conv_points(backend *be, tensor x, const weight *w, const weig
     int64_t t = p / Wo / Ho * s->stride_t, i = p / Wo % Ho * s->stride_h - s->pad_top,
             j = p % Wo * s->stride_w - s->pad_left;
     bool inside = i >= 0 && j >= 0 && i < x.dim[1] && j < x.dim[2];
-    const char *from = (const char *)x.data + (size_t)((t * x.dim[1] + i) * x.dim[2] + j) * bytes;
+    const char *frame = (const char *)x.data + (size_t)(t * x.dim[1] * x.dim[2]) * bytes;
+    if (s->frame && !(frame = s->frame[t])) inside = false;
     if (inside)
-      memcpy(picked + (size_t)p * bytes, from, bytes);
+      memcpy(picked + (size_t)p * bytes, frame + (size_t)(i * x.dim[2] + j) * bytes, bytes);
     else
       memset(picked + (size_t)p * bytes, 0, bytes);
   }
@@ -138,7 +164,7 @@ wan_status cpu_conv(backend *be, tensor x, const weight *w, const weight *bias, 
   const cpu_packed *cw = w->impl;
   if (!cw || cw->matrix) {
     if (add) copy_pixels(be, out.data, residual.data, bytes_of(out));
-    if (is_product(spec)) return cpu_product(be, x, w, bias, ACT_NONE, add, out);
+    if (is_product(spec) && !spec->frame) return cpu_product(be, x, w, bias, ACT_NONE, add, out);
     return conv_points(be, x, w, bias, spec, add, out);
   }
   const tensor *k = &w->src;
@@ -170,12 +196,13 @@ wan_status cpu_conv(backend *be, tensor x, const weight *w, const weight *bias, 
   a.bias = bias ? bias->data : NULL;
   a.dst = out.data;
   if (a.g.kt > 1 || a.g.stride_t == 1)
-    return convolve(be, &a, cw->type, add ? residual.data : NULL, bytes_of(out));
+    return convolve(be, &a, spec->frame, cw->type, add ? residual.data : NULL, bytes_of(out));
   a.g.T = a.g.To = a.g.stride_t = 1; /* skipped frames of a flat kernel: one picture at a time */
   for (int64_t t = 0; t < out.dim[0]; t++) {
+    const void *const *frame = spec->frame ? &spec->frame[t * spec->stride_t] : NULL;
     a.src = tensor_slice(x, t * spec->stride_t, 1).data;
     a.dst = tensor_slice(out, t, 1).data;
-    CORE_TRY(convolve(be, &a, cw->type, add ? tensor_slice(residual, t, 1).data : NULL,
+    CORE_TRY(convolve(be, &a, frame, cw->type, add ? tensor_slice(residual, t, 1).data : NULL,
                       bytes_of(out) / (size_t)out.dim[0]));
   }
   return WAN_OK;
@@ -219,7 +246,7 @@ wan_status cpu_upsample_conv(backend *be, tensor x, const weight *w, const weigh
       c.w = cw->part[phase];
       c.bias = bias ? bias->data : NULL;
       c.dst = picture;
-      CORE_TRY(convolve(be, &c, cw->type, NULL, frame));
+      CORE_TRY(convolve(be, &c, NULL, cw->type, NULL, frame));
       interleave(be, picture, tensor_slice(out, t, 1).data, H, W, pixel, a, b);
     }
   return WAN_OK;

@@ -31,7 +31,15 @@ typedef struct window {
   int64_t kt, kh, kw;
   int64_t stride_t, stride_h, stride_w, top, left;
   int64_t up;
+  const void *const *frame; /* as in conv_spec */
 } window;
+
+/* Frame t of a convolution's input; no data: zeros. */
+static tensor frame_of(tensor x, const window *k, int64_t t) {
+  tensor f = tensor_slice(x, t, 1);
+  if (k->frame) f.data = (void *)(uintptr_t)k->frame[t];
+  return f;
+}
 
 /* What the kernel sees at output (t, i, j), in the weight's order (ci, kt, kh, kw); 0 outside. */
 static void gather(tensor x, const window *k, int64_t t, int64_t i, int64_t j, double *patch) {
@@ -40,9 +48,9 @@ static void gather(tensor x, const window *k, int64_t t, int64_t i, int64_t j, d
       for (int64_t di = 0; di < k->kh; di++)
         for (int64_t dj = 0; dj < k->kw; dj++) {
           int64_t row = i * k->stride_h + di - k->top, col = j * k->stride_w + dj - k->left;
-          bool inside = row >= 0 && col >= 0 && row < x.dim[1] * k->up && col < x.dim[2] * k->up;
-          *patch++ =
-              inside ? ref_get(x.type, x.data, at(x, t * k->stride_t + dt, row / k->up, col / k->up, c)) : 0;
+          tensor f = frame_of(x, k, t * k->stride_t + dt);
+          bool inside = f.data && row >= 0 && col >= 0 && row < x.dim[1] * k->up && col < x.dim[2] * k->up;
+          *patch++ = inside ? ref_get(x.type, f.data, at(f, 0, row / k->up, col / k->up, c)) : 0;
         }
 }
 
@@ -76,7 +84,8 @@ wan_status ref_conv(backend *be, tensor x, const weight *w, const weight *bias, 
               .stride_w = spec->stride_w,
               .top = spec->pad_top,
               .left = spec->pad_left,
-              .up = 1};
+              .up = 1,
+              .frame = spec->frame};
   return convolve(be, x, w, bias, &k, residual, out);
 }
 

@@ -76,6 +76,11 @@ __device__ __forceinline__ float warp_max(float v) {
   return v;
 }
 
+/* Frame t of a convolution's input. */
+template <class T> __device__ __forceinline__ const T *conv_frame(const k_conv_spec &c, int64_t t) {
+  return c.apart ? (const T *)c.frame[t] : (const T *)c.x + t * c.H * c.W * c.ci;
+}
+
 inline bool aligned16(const void *p) {
   return ((uintptr_t)p & 15) == 0;
 }

@@ -36,4 +36,11 @@ template <class Out> bool conv_pairs(const k_conv_spec &c) {
          (uintptr_t)c.residual % (2 * sizeof(Out)) == 0;
 }
 
+/* Whether all operands start on 16 bytes. */
+inline bool conv_aligned(const k_conv_spec &c) {
+  bool aligned = aligned16(c.w) && (c.apart || aligned16(c.x));
+  for (int t = 0; c.apart && t < c.T; t++) aligned &= aligned16(c.frame[t]);
+  return aligned;
+}
+
 #endif

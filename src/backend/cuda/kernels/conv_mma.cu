@@ -33,7 +33,7 @@ template <class Out> __global__ void __launch_bounds__(BLOCK) conv_mma(k_conv_sp
   const int o0 = blockIdx.y * OUTPUTS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wm = warp / 4 * 64, wn = warp % 4 * 32;
   const int chunks = (c.ci + CHANNELS - 1) / CHANNELS, steps = taps * chunks;
-  const bf16 *x = (const bf16 *)c.x, *w = (const bf16 *)c.w;
+  const bf16 *w = (const bf16 *)c.w;
 
   const int row = threadIdx.x / 4, g = threadIdx.x % 4; /* copies: rows row and row + 64, group g */
   window from[2];
@@ -49,14 +49,16 @@ template <class Out> __global__ void __launch_bounds__(BLOCK) conv_mma(k_conv_sp
   auto fetch = [&](int stage) {
     const unsigned a = base + stage * 2 * TILE_BYTES, b = a + TILE_BYTES;
     const int dx = tap % c.kw, dy = tap / c.kw % c.kh, dt = tap / c.kw / c.kh, ch = chunk * CHANNELS + g * 8;
+    const int entry = phase * c.taps + c.tap0 + tap;
 #pragma unroll
     for (int q = 0; q < 2; q++) {
       const int r = row + 64 * q, yy = from[q].y + dy, xx = from[q].x + dx, o = o0 + r;
       bool inside = from[q].real && ch < c.ci && yy >= 0 && xx >= 0 && yy < c.H && xx < c.W;
-      const bf16 *s = inside ? x + (((int64_t)(from[q].t + dt) * c.H + yy) * c.W + xx) * c.ci + ch : x;
+      const bf16 *s = w;
+      if (inside) s = conv_frame<bf16>(c, from[q].t + dt) + ((int64_t)yy * c.W + xx) * c.ci + ch;
       copy16(a + spot(r, g), s, inside);
       bool used = o < c.co && ch < c.ci;
-      copy16(b + spot(r, g), used ? w + (((int64_t)o * phases + phase) * taps + tap) * c.ci + ch : w, used);
+      copy16(b + spot(r, g), used ? w + ((int64_t)o * phases * c.taps + entry) * c.ci + ch : w, used);
     }
     if (++chunk == chunks) chunk = 0, tap++;
   };
@@ -113,7 +115,7 @@ template <class Out> void run(k_stream s, const k_conv_spec &c) {
 } // namespace
 
 bool k_conv_mma(k_stream s, const k_conv_spec *c) {
-  if (c->ci % 8 != 0 || !aligned16(c->x) || !aligned16(c->w)) return false;
+  if (c->ci % 8 != 0 || !conv_aligned(*c)) return false;
   if (c->out_type == K_F32)
     run<float>(s, *c);
   else

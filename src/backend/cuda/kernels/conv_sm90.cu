@@ -18,6 +18,11 @@ namespace {
 
 enum { PIXELS = 128, CONSUMERS = 2, BLOCK = (CONSUMERS + 1) * 128, CLUSTER = 2, SHARED_MAX = 227 * 1024 };
 
+/* One for each frame, or the first for all of them. */
+struct frame_maps {
+  CUtensorMap frame[K_CONV_FRAMES];
+};
+
 struct conv_tiles {
   int width_log2, tiles_h, tiles_w, tiles; /* rectangle's width; rectangles of all frames of a phase */
   int chunks;                              /* of channels */
@@ -118,8 +123,8 @@ __device__ __forceinline__ spot place(const conv_tiles &g, int tile) {
 
 template <int BN, int KC, class Out>
 __global__ void __launch_bounds__(BLOCK, 1)
-    conv_wgmma(const __grid_constant__ CUtensorMap pixels, const __grid_constant__ CUtensorMap weights,
-               k_conv_spec c, conv_tiles g) {
+    conv_wgmma(const __grid_constant__ frame_maps pixels, const __grid_constant__ CUtensorMap weights,
+               const __grid_constant__ k_conv_spec c, const conv_tiles g) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using R = ring<BN, KC>;
   extern __shared__ unsigned char memory[];
@@ -147,14 +152,15 @@ __global__ void __launch_bounds__(BLOCK, 1)
       int stage = 0;
       unsigned parity = 1; /* the first round finds every stage empty */
       for (int tap = 0; tap < taps; tap++) {
-        const int dx = tap % c.kw, dy = tap / c.kw % c.kh, dt = tap / c.kw / c.kh;
+        const int dx = tap % c.kw, dy = tap / c.kw % c.kh, at = t + tap / c.kw / c.kh;
+        const CUtensorMap *map = &pixels.frame[c.apart ? min(at, c.T - 1) : 0]; /* beyond: not stored */
         for (int k = 0; k < g.chunks; k++) {
           const unsigned a = base + stage * R::stage_bytes, b = a + R::a_bytes;
           barrier_wait(empty + 8 * stage, parity);
           barrier_expect(full + 8 * stage, R::stage_bytes);
-          copy_pixels(a, &pixels, full + 8 * stage, k * KC, x + dx, y + dy, t + dt);
+          copy_pixels(a, map, full + 8 * stage, k * KC, x + dx, y + dy, c.apart ? 0 : at);
           copy_weights(b + rank * (R::b_bytes / CLUSTER), &weights, full + 8 * stage, k * KC,
-                       phase * taps + tap, o0 + (int)rank * (BN / CLUSTER));
+                       phase * c.taps + c.tap0 + tap, o0 + (int)rank * (BN / CLUSTER));
           if (++stage == R::stages) stage = 0, parity ^= 1;
         }
       }
@@ -164,6 +170,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int warpgroup = group - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     float acc[BN / 2];
+    if (steps == 0)
+      for (int i = 0; i < BN / 2; i++) acc[i] = 0;
     int stage = 0, last = 0;
     unsigned parity = 0;
     for (int step = 0; step < steps; step++) {
@@ -231,9 +239,10 @@ int best_width_log2(int H, int W) {
 }
 
 template <int BN, int KC, class Out> bool run(k_stream s, encode_fn make, const k_conv_spec &c) {
-  CUtensorMap pixels, weights;
+  frame_maps pixels;
+  CUtensorMap weights;
   conv_tiles g;
-  const int phases = c.up * c.up, taps = c.kt * c.kh * c.kw;
+  const int phases = c.up * c.up;
   g.width_log2 = best_width_log2(c.Ho, c.Wo);
   const int w = 1 << g.width_log2, h = PIXELS / w;
   g.tiles_w = (c.Wo + w - 1) / w;
@@ -241,13 +250,15 @@ template <int BN, int KC, class Out> bool run(k_stream s, encode_fn make, const 
   g.tiles = g.tiles_w * g.tiles_h * c.To;
   g.chunks = (c.ci + KC - 1) / KC;
   g.pairs = conv_pairs<Out>(c);
-  const cuuint64_t xd[4] = {(cuuint64_t)c.ci, (cuuint64_t)c.W, (cuuint64_t)c.H, (cuuint64_t)c.T};
+  const cuuint64_t xd[4] = {(cuuint64_t)c.ci, (cuuint64_t)c.W, (cuuint64_t)c.H,
+                            (cuuint64_t)(c.apart ? 1 : c.T)};
   const cuuint32_t xb[4] = {KC, (cuuint32_t)(w * c.stride_w), (cuuint32_t)(h * c.stride_h), 1};
   const cuuint32_t xs[4] = {1, (cuuint32_t)c.stride_w, (cuuint32_t)c.stride_h, 1};
-  const cuuint64_t wd[3] = {(cuuint64_t)c.ci, (cuuint64_t)(phases * taps), (cuuint64_t)c.co};
+  const cuuint64_t wd[3] = {(cuuint64_t)c.ci, (cuuint64_t)(phases * c.taps), (cuuint64_t)c.co};
   const cuuint32_t wb[3] = {KC, 1, BN / CLUSTER}, ws[3] = {1, 1, 1};
-  if (!encode(make, &pixels, c.x, 4, xd, xb, xs, KC) || !encode(make, &weights, c.w, 3, wd, wb, ws, KC))
-    return false;
+  if (!encode(make, &weights, c.w, 3, wd, wb, ws, KC)) return false;
+  for (int t = 0; t < (c.apart ? c.T : 1); t++)
+    if (!encode(make, &pixels.frame[t], c.apart ? c.frame[t] : c.x, 4, xd, xb, xs, KC)) return false;
   auto kernel = conv_wgmma<BN, KC, Out>;
   const int bytes = ring<BN, KC>::bytes;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess)
@@ -281,7 +292,7 @@ template <int KC, class Out> bool run_width(k_stream s, encode_fn make, const k_
 
 bool k_conv_sm90(k_stream s, void *encoder, const k_conv_spec *c) {
   encode_fn make = (encode_fn)encoder;
-  bool fits = c->ci % 8 == 0 && aligned16(c->x) && aligned16(c->w) && c->stride_w <= 2 && c->stride_h <= 2;
+  bool fits = c->ci % 8 == 0 && conv_aligned(*c) && c->stride_w <= 2 && c->stride_h <= 2;
   if (!fits || !make) return false;
   bool narrow = c->ci % 64 != 0 && c->ci % 64 <= 32; /* 96 channels are three chunks of 32 */
   if (c->out_type == K_F32)

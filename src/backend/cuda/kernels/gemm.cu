@@ -65,29 +65,30 @@ template <class T, class Out> __global__ void __launch_bounds__(BLOCK) conv_simp
   const int phase = blockIdx.z, py = phase / 2, px = phase % 2;
   const int taps = c.kt * c.kh * c.kw, phases = c.up * c.up;
   const int64_t pixels = (int64_t)c.To * c.Ho * c.Wo, terms = (int64_t)taps * c.ci;
-  const T *x = (const T *)c.x, *w = (const T *)c.w + (int64_t)phase * terms;
+  const T *w = (const T *)c.w + ((int64_t)phase * c.taps + c.tap0) * c.ci;
   const int top = c.up == 2 ? 1 - py : c.pad_top, left = c.up == 2 ? 1 - px : c.pad_left;
-  product(
-      (int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, terms, false,
-      [&](int64_t p, int64_t k) {
-        if (p >= pixels || k >= terms) return 0.0f;
-        int tap = (int)(k / c.ci), ch = (int)(k - (int64_t)tap * c.ci);
-        int dj = tap % c.kw, di = tap / c.kw % c.kh, dt = tap / c.kw / c.kh;
-        int j = (int)(p % c.Wo), i = (int)(p / c.Wo % c.Ho);
-        int64_t t = p / c.Wo / c.Ho * c.stride_t + dt;
-        int row = i * c.stride_h + di - top, col = j * c.stride_w + dj - left;
-        if (row < 0 || col < 0 || row >= c.H || col >= c.W) return 0.0f;
-        return to_f32(x[((t * c.H + row) * c.W + col) * c.ci + ch]);
-      },
-      [&](int64_t o, int64_t k) { return o < c.co && k < terms ? to_f32(w[o * phases * terms + k]) : 0.0f; },
-      [&](int64_t p, int64_t o, float v) {
-        if (p >= pixels || o >= c.co) return;
-        int64_t j = p % c.Wo, i = p / c.Wo % c.Ho, t = p / c.Wo / c.Ho;
-        int64_t at = ((t * c.Ho * c.up + i * c.up + py) * c.Wo * c.up + j * c.up + px) * c.co + o;
-        if (c.bias) v += c.bias[o];
-        if (c.residual) v += to_f32(((const Out *)c.residual)[at]);
-        put((Out *)c.out + at, v);
-      });
+  product((int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, terms, false,
+          [&](int64_t p, int64_t k) {
+            if (p >= pixels || k >= terms) return 0.0f;
+            int tap = (int)(k / c.ci), ch = (int)(k - (int64_t)tap * c.ci);
+            int dj = tap % c.kw, di = tap / c.kw % c.kh, dt = tap / c.kw / c.kh;
+            int j = (int)(p % c.Wo), i = (int)(p / c.Wo % c.Ho);
+            int64_t t = p / c.Wo / c.Ho * c.stride_t + dt;
+            int row = i * c.stride_h + di - top, col = j * c.stride_w + dj - left;
+            if (row < 0 || col < 0 || row >= c.H || col >= c.W) return 0.0f;
+            return to_f32(conv_frame<T>(c, t)[((int64_t)row * c.W + col) * c.ci + ch]);
+          },
+          [&](int64_t o, int64_t k) {
+            return o < c.co && k < terms ? to_f32(w[o * phases * c.taps * c.ci + k]) : 0.0f;
+          },
+          [&](int64_t p, int64_t o, float v) {
+            if (p >= pixels || o >= c.co) return;
+            int64_t j = p % c.Wo, i = p / c.Wo % c.Ho, t = p / c.Wo / c.Ho;
+            int64_t at = ((t * c.Ho * c.up + i * c.up + py) * c.Wo * c.up + j * c.up + px) * c.co + o;
+            if (c.bias) v += c.bias[o];
+            if (c.residual) v += to_f32(((const Out *)c.residual)[at]);
+            put((Out *)c.out + at, v);
+          });
 }
 
 } // namespace

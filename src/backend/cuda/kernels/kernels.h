@@ -95,15 +95,19 @@ typedef struct k_gemm_spec {
 void k_gemm(k_stream s, const k_gemm_spec *g, k_data a, k_data b, k_data out, const float *bias, k_act act);
 
 /* ---- conv*.cu ---- */
-/* x [T, H, W, ci], w [co, phases*taps, ci] packed, out [To, Ho*up, Wo*up, co]; up 1 or 2. With up 2 there
+/* x [T, H, W, ci], w [co, phases*taps, ci] packed, of whose taps kt*kh*kw from tap0 on are used, out
+ * [To, Ho*up, Wo*up, co]; up 1 or 2. With up 2 there
  * are four phases, and output (2i + py, 2j + px) is phase 2*py + px at (i, j), whose window starts at
  * (i + py - 1, j + px - 1). bias F32 and residual (as out) may be NULL. */
+enum { K_CONV_FRAMES = 8 };
 typedef struct k_conv_spec {
   int T, H, W, ci, To, Ho, Wo, co;
-  int kt, kh, kw;
+  int kt, kh, kw, tap0, taps;
   int stride_t, stride_h, stride_w, pad_top, pad_left;
   int up;
   k_type out_type; /* of out and residual */
+  bool apart;      /* the frames lie at frame[t] instead of one after another at x */
+  const void *frame[K_CONV_FRAMES];
   const void *x, *w, *residual;
   const float *bias;
   void *out;
