@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Speed and memory of each stage at the official layer sizes with few layers, beside diffusers/transformers on
-PyTorch in the same run. Prints a table and writes build/bench.json.
+"""Speed and memory of each stage on the CPU at the official layer sizes with few layers, beside
+diffusers/transformers on PyTorch in the same run. Prints a table and writes build/bench.json.
 
 bench/run.py [--build DIR] [--peer-python PYTHON] [--precision bf16 f32] [--stages NAME ...] [--runs N] [--quick]
 
 PYTHON is an interpreter with bench/peers/requirements.txt installed; without one our own figures are printed
 alone. For the peer its better setting counts: eager and channels-last weights are both tried for the
-autoencoders. Cut-down checkpoints are written below build/bench (needs NumPy in PYTHON or in this one)."""
+autoencoders. Weights are random on both sides. Memory is the engine's account and the peer's process."""
 import argparse
 import json
 import pathlib
@@ -26,28 +26,30 @@ def transformer(heads, ffn, channels):
                 out_channels=channels, text_dim=4096, freq_dim=256, ffn_dim=ffn, num_layers=2)
 
 
-# checkpoint name -> arguments of tools/make_checkpoint.py
-CHECKPOINTS = {
-    "5b": ["--preset", "ti2v-5B", "--layers", "2", "--t5-layers", "2", "--t5-vocab", "1024"],
-    "a14b": ["--preset", "t2v-A14B", "--layers", "2", "--t5-layers", "2", "--t5-vocab", "1024"],
-}
-# name, stage, checkpoint, path below it, size arguments, the peer's dims, runs
+# name, our arguments, the peer's stage, its dims, its size, runs
 STAGES = [
-    ("UMT5-XXL, 2 layers, 64 tokens", "text", "5b", "models_t5_umt5-xxl-enc-bf16.pth", ["--tokens", "64"], T5, 9),
-    ("UMT5-XXL, 2 layers, 512 tokens", "text", "5b", "models_t5_umt5-xxl-enc-bf16.pth", ["--tokens", "512"], T5, 5),
-    ("5B, 2 blocks, 1,024 tokens", "dit", "5b", "", ["--latent", "4,32,32"], transformer(24, 14336, 48), 5),
-    ("5B, 2 blocks, 4,096 tokens", "dit", "5b", "", ["--latent", "4,64,64"], transformer(24, 14336, 48), 5),
-    ("5B, 2 blocks, 8,192 tokens", "dit", "5b", "", ["--latent", "8,64,64"], transformer(24, 14336, 48), 3),
-    ("5B, 2 blocks, 27,280 tokens", "dit", "5b", "", ["--latent", "31,44,80"], transformer(24, 14336, 48), 1),
-    ("A14B, 2 blocks, 4,096 tokens", "dit", "a14b", "high_noise_model", ["--latent", "4,64,64"],
-     transformer(40, 13824, 16), 3),
-    ("VAE 2.2 decode, 13 frames 640x352", "vae-decode", "5b", "Wan2.2_VAE.pth", ["--latent", "4,22,40"], VAE22, 3),
-    ("VAE 2.2 decode, 13 frames 1280x704", "vae-decode", "5b", "Wan2.2_VAE.pth", ["--latent", "4,44,80"], VAE22, 1),
-    ("VAE 2.2 encode, 1 frame 1280x704", "vae-encode", "5b", "Wan2.2_VAE.pth", ["--video", "1,704,1280"], VAE22, 3),
-    ("VAE 2.1 decode, 13 frames 832x480", "vae-decode", "a14b", "Wan2.1_VAE.pth", ["--latent", "4,60,104"],
-     dict(z_dim=16), 1),
-    ("VAE 2.1 encode, 13 frames 832x480", "vae-encode", "a14b", "Wan2.1_VAE.pth", ["--video", "13,480,832"],
-     dict(z_dim=16), 1),
+    ("UMT5-XXL, 2 layers, 64 tokens", ["text", "--layers", "2", "--tokens", "64"], "text", T5, ["--tokens", "64"], 9),
+    ("UMT5-XXL, 2 layers, 512 tokens", ["text", "--layers", "2"], "text", T5, ["--tokens", "512"], 5),
+    ("5B, 2 blocks, 1,024 tokens", ["dit-5b", "-s", "512x512", "-f", "13"], "dit", transformer(24, 14336, 48),
+     ["--latent", "4,32,32"], 5),
+    ("5B, 2 blocks, 4,096 tokens", ["dit-5b", "-s", "1024x1024", "-f", "13"], "dit", transformer(24, 14336, 48),
+     ["--latent", "4,64,64"], 5),
+    ("5B, 2 blocks, 8,192 tokens", ["dit-5b", "-s", "1024x1024", "-f", "29"], "dit", transformer(24, 14336, 48),
+     ["--latent", "8,64,64"], 3),
+    ("5B, 2 blocks, 27,280 tokens", ["dit-5b", "-s", "1280x704", "-f", "121"], "dit", transformer(24, 14336, 48),
+     ["--latent", "31,44,80"], 1),
+    ("A14B, 2 blocks, 4,096 tokens", ["dit-14b", "-s", "512x512", "-f", "13"], "dit", transformer(40, 13824, 16),
+     ["--latent", "4,64,64"], 3),
+    ("VAE 2.2 decode, 13 frames 640x352", ["vae22-decode", "-s", "640x352", "-f", "13"], "vae-decode", VAE22,
+     ["--latent", "4,22,40"], 3),
+    ("VAE 2.2 decode, 13 frames 1280x704", ["vae22-decode", "-s", "1280x704", "-f", "13"], "vae-decode", VAE22,
+     ["--latent", "4,44,80"], 1),
+    ("VAE 2.2 encode, 1 frame 1280x704", ["vae22-encode", "-s", "1280x704", "-f", "1"], "vae-encode", VAE22,
+     ["--video", "1,704,1280"], 3),
+    ("VAE 2.1 decode, 13 frames 832x480", ["vae21-decode", "-s", "832x480", "-f", "13"], "vae-decode",
+     dict(z_dim=16), ["--latent", "4,60,104"], 1),
+    ("VAE 2.1 encode, 13 frames 832x480", ["vae21-encode", "-s", "832x480", "-f", "13"], "vae-encode",
+     dict(z_dim=16), ["--video", "13,480,832"], 1),
 ]
 QUICK = {0, 2, 7}
 
@@ -59,13 +61,13 @@ def run_json(command):
     return json.loads(p.stdout.strip().splitlines()[-1])
 
 
-def checkpoint(name, python, folder):
-    path = folder / name
-    if not (path / "done").exists():
-        subprocess.run([python, str(ROOT / "tools/make_checkpoint.py"), *CHECKPOINTS[name], "--dtype", "bf16",
-                        "--vae-dtype", "bf16", "--fast", str(path)], check=True)
-        (path / "done").touch()
-    return path
+def ours(a, args, precision, runs):
+    command = [f"{a.build}/wan", "bench", "--backend", "cpu", "--layers", "2", "--json", "--precision", precision,
+               "--repeat", str(runs), "--stage", *args]
+    if a.threads:
+        command += ["--threads", str(a.threads)]
+    r = run_json(command)
+    return r if "error" in r or "seconds" in r else {"error": r.get("skipped", "no result")}
 
 
 def peer(python, stage, dims, size, precision, runs, threads):
@@ -80,8 +82,8 @@ def peer(python, stage, dims, size, precision, runs, threads):
 
 def row(name, ours, theirs):
     cells = [name, f"{ours['seconds']:.3f}" if "seconds" in ours else ours["error"]]
-    cells.append(f"{ours.get('gflop_per_s', 0):.0f}" if "gflop_per_s" in ours else "")
-    cells.append(f"{ours['rss_peak_bytes'] / 2**30:.2f}" if "seconds" in ours else "")
+    cells.append(f"{ours['flops'] / ours['seconds'] / 1e9:.0f}" if "seconds" in ours else "")
+    cells.append(f"{ours['memory_peak'] / 2**30:.2f}" if "seconds" in ours else "")
     if theirs:
         cells.append(f"{theirs['seconds']:.3f}" if "seconds" in theirs else theirs["error"])
         cells.append(f"{theirs['rss_peak_bytes'] / 2**30:.2f}" if "seconds" in theirs else "")
@@ -100,22 +102,19 @@ def main():
     p.add_argument("--runs", type=int, default=0)
     p.add_argument("--quick", action="store_true")
     a = p.parse_args()
-    python, folder = a.peer_python or sys.executable, ROOT / "build/bench"
-    folder.mkdir(parents=True, exist_ok=True)
+    python = a.peer_python or sys.executable
     head = ["stage", "ours, s", "GFLOP/s", "GiB"] + (["PyTorch, s", "GiB", "ratio"] if a.peer_python else [])
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     results = []
     for precision in a.precision:
-        for i, (name, stage, ckpt, sub, size, dims, runs) in enumerate(STAGES):
+        for i, (name, args, stage, dims, size, runs) in enumerate(STAGES):
             if (a.stages and not any(s in name for s in a.stages)) or (a.quick and i not in QUICK):
                 continue
             runs = a.runs or runs
-            path = checkpoint(ckpt, python, folder) / sub
-            ours = run_json([f"{a.build}/bench/wan_bench_stages", stage, "--model", str(path), *size, "--precision",
-                             precision, "--runs", str(runs), "--threads", str(a.threads)])
+            own = ours(a, args, precision, runs)
             theirs = peer(python, stage, dims, size, precision, runs, a.threads) if a.peer_python else None
-            print(row(f"{name}, {precision}", ours, theirs), flush=True)
-            results.append({"name": name, "precision": precision, "ours": ours, "peer": theirs})
+            print(row(f"{name}, {precision}", own, theirs), flush=True)
+            results.append({"name": name, "precision": precision, "ours": own, "peer": theirs})
             (ROOT / "build/bench.json").write_text(json.dumps(results, indent=1))
 
 

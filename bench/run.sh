@@ -3,6 +3,6 @@
 # have PyTorch measured beside; extra arguments go to bench/run.py.
 set -eu
 cd "$(dirname "$0")/.."
-cmake --preset release -DWAN_BENCH=ON >/dev/null
+cmake --preset release >/dev/null
 cmake --build --preset release >/dev/null
 exec "${PEER_PYTHON:-python3}" bench/run.py ${PEER_PYTHON:+--peer-python "$PEER_PYTHON"} "$@"

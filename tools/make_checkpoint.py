@@ -7,7 +7,7 @@ memory without a download.  The weights are scaled so that activations stay near
 through any number of layers, and every parameter (biases, norm weights, modulation) matters.
 
 Needs numpy only.  Tensors are generated and written in slices; a 57 GB expert needs a few hundred
-megabytes of memory.  The same seed, name and shape always give the same values, whatever the
+megabytes of memory.  For measuring, --fast --jobs 8 writes about as fast as the disk takes it.  The same seed, name and shape always give the same values, whatever the
 sharding, so one expert can be rewritten with other shard sizes and still be the same model.
 
   make_checkpoint.py out/ --preset ti2v-5B --dtype bf16
@@ -15,6 +15,7 @@ sharding, so one expert can be rewritten with other shard sizes and still be the
   make_checkpoint.py out/ --preset t2v-A14B --layers 4 --only dit
 """
 import argparse
+import concurrent.futures
 import copy
 import io
 import json
@@ -173,6 +174,7 @@ def vae_tensors(kind, bases, z):
 # --- values -------------------------------------------------------------------------------------
 
 SLICE = 1 << 22  # elements drawn at a time
+REPEATED = 1 << 20  # elements drawn of a tensor whose values repeat (--fast)
 
 
 def law(name, shape, head_dim=1):
@@ -194,19 +196,17 @@ def law(name, shape, head_dim=1):
     return 0.0, std
 
 
-def slices(name, shape, seed, head_dim=1, fast=False):
-    """float32 slices of one tensor"""
+def slices(name, shape, seed, head_dim=1, most=SLICE):
+    """float32 slices of one tensor, of at most so many elements"""
     mean, std = law(name, shape, head_dim)
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
     left = int(np.prod(shape))
-    block = None
     while left:
-        n = min(left, SLICE)
-        if block is None or not fast:
-            block = rng.standard_normal(n, dtype=np.float32)
-            block *= np.float32(std)
-            block += np.float32(mean)
-        yield block[:n]
+        n = min(left, most)
+        block = rng.standard_normal(n, dtype=np.float32)
+        block *= np.float32(std)
+        block += np.float32(mean)
+        yield block
         left -= n
 
 
@@ -233,8 +233,17 @@ class Source:
         return int(np.prod(shape)) * SIZE[self.dtype]
 
     def chunks(self, name, shape):
-        for s in slices(name, shape, self.seed, self.head_dim, self.fast):
-            yield encode(s, self.dtype)
+        left = self.nbytes(shape)
+        for s in slices(name, shape, self.seed, self.head_dim, REPEATED if self.fast else SLICE):
+            block = encode(s, self.dtype)
+            yield block
+            left -= len(block)
+            while self.fast and left:
+                n = min(left, len(block))
+                yield memoryview(block)[:n]
+                left -= n
+            if not left:
+                return
 
 
 # --- safetensors --------------------------------------------------------------------------------
@@ -256,8 +265,9 @@ def write_safetensors(path, src, tensors):
                 f.write(b)
 
 
-def write_sharded(folder, src, shard_bytes, stem="diffusion_pytorch_model"):
-    """Greedy shards in tensor order, plus the index; one plain file if everything fits in one."""
+def write_sharded(folder, src, shard_bytes, run, stem="diffusion_pytorch_model"):
+    """Greedy shards in tensor order, plus the index; one plain file if everything fits in one.
+    run(function, *args) writes a file now or beside others."""
     shards, room = [[]], shard_bytes
     for t in src.tensors:
         n = src.nbytes(t[1])
@@ -267,12 +277,12 @@ def write_sharded(folder, src, shard_bytes, stem="diffusion_pytorch_model"):
         shards[-1].append(t)
         room -= n
     if len(shards) == 1:
-        write_safetensors(f"{folder}/{stem}.safetensors", src, shards[0])
+        run(write_safetensors, f"{folder}/{stem}.safetensors", src, shards[0])
         return
     where = {}
     for k, part in enumerate(shards):
         file = f"{stem}-{k + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(f"{folder}/{file}", src, part)
+        run(write_safetensors, f"{folder}/{file}", src, part)
         where.update((name, file) for name, _ in part)
     total = sum(src.nbytes(s) for _, s in src.tensors)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
@@ -427,36 +437,69 @@ def write_tokenizer(folder, source):
             f.write(json.dumps({**marks, **more}) + "\n")
 
 
+class Jobs:
+    """Runs what it is given at once (jobs 1), or each in a process of its own, that many at a time"""
+
+    def __init__(self, jobs):
+        self.pool = concurrent.futures.ProcessPoolExecutor(jobs) if jobs > 1 else None
+        self.waiting = []
+
+    def run(self, function, *args):
+        if self.pool:
+            self.waiting.append(self.pool.submit(function, *args))
+        else:
+            function(*args)
+
+    def finish(self):
+        for w in self.waiting:
+            w.result()
+        if self.pool:
+            self.pool.shutdown()
+
+
+def link_expert(first, second):
+    """The second expert's files are the first one's"""
+    for file in os.listdir(first):
+        if os.path.exists(f"{second}/{file}"):
+            os.remove(f"{second}/{file}")
+        os.link(f"{first}/{file}", f"{second}/{file}")
+
+
 def write_checkpoint(out, dit, experts, vae, bases, z, t5, *, dtype="f32", text_dtype="bf16",
-                     vae_dtype="f32", shards=(0,), seed=0, tokenizer=None, fast=False,
-                     only=("dit", "vae", "t5"), quiet=True):
+                     vae_dtype="f32", shards=(0,), seed=0, tokenizer=None, fast=False, same_experts=False,
+                     only=("dit", "vae", "t5"), quiet=True, jobs=1):
     """shards: largest shard in bytes for each expert (0: one file), the last one repeated."""
 
     def say(text):
         if not quiet:
             print(text, flush=True)
 
+    work = Jobs(jobs)
     os.makedirs(out, exist_ok=True)
     dump_json(f"{out}/configuration.json", {"framework": "Pytorch", "task": "text-to-video"})
-    if "dit" in only:
-        for k, sub in enumerate(experts):
-            folder = os.path.join(out, sub) if sub else out
-            os.makedirs(folder, exist_ok=True)
-            say(f"{folder}: DiT, {sum(int(np.prod(s)) for _, s in dit_tensors(dit)):,} parameters")
-            dump_json(f"{folder}/config.json", config_json(dit))
-            src = Source(dit_tensors(dit), dtype, seed + 1000 * k, fast=fast)
-            write_sharded(folder, src, shards[min(k, len(shards) - 1)])
-    if "vae" in only:
-        name = {"2.1": "Wan2.1_VAE.pth", "2.2": "Wan2.2_VAE.pth"}[vae]
-        say(f"{out}/{name}")
-        write_pth(f"{out}/{name}", Source(vae_tensors(vae, bases, z), vae_dtype, seed, fast=fast))
+    folders = [os.path.join(out, sub) if sub else out for sub in experts]
+    for k, folder in enumerate(folders if "dit" in only else ()):
+        os.makedirs(folder, exist_ok=True)
+        if k and same_experts:
+            continue
+        say(f"{folder}: DiT, {sum(int(np.prod(s)) for _, s in dit_tensors(dit)):,} parameters")
+        dump_json(f"{folder}/config.json", config_json(dit))
+        src = Source(dit_tensors(dit), dtype, seed + 1000 * k, fast=fast)
+        write_sharded(folder, src, shards[min(k, len(shards) - 1)], work.run)
     if "t5" in only:
         name = "models_t5_umt5-xxl-enc-bf16.pth"  # the official name, whatever the dtype
         say(f"{out}/{name}")
         src = Source(t5_tensors(t5), text_dtype, seed, t5["attn"] // t5["heads"], fast)
-        write_pth(f"{out}/{name}", src)
+        work.run(write_pth, f"{out}/{name}", src)
+    if "vae" in only:
+        name = {"2.1": "Wan2.1_VAE.pth", "2.2": "Wan2.2_VAE.pth"}[vae]
+        say(f"{out}/{name}")
+        work.run(write_pth, f"{out}/{name}", Source(vae_tensors(vae, bases, z), vae_dtype, seed, fast=fast))
     if tokenizer:
         write_tokenizer(f"{out}/google/umt5-xxl", tokenizer)
+    work.finish()
+    if "dit" in only and same_experts and len(folders) == 2:
+        link_expert(*folders)
 
 
 def main():
@@ -469,7 +512,9 @@ def main():
     p.add_argument("--vae-dtype", choices=SIZE, default="f32")
     p.add_argument("--shard-bytes", type=int, default=10_000_000_000, help="0: one file")
     p.add_argument("--tokenizer", help="a spiece.model to copy")
-    p.add_argument("--fast", action="store_true", help="repeat the first 4 Mi values of a tensor")
+    p.add_argument("--fast", action="store_true", help="repeat the first 1 Mi values of a tensor")
+    p.add_argument("--same-experts", action="store_true", help="two names (hard links) for the files of one expert")
+    p.add_argument("--jobs", type=int, default=1, help="files written at a time")
     p.add_argument("--only", choices=("dit", "vae", "t5"), nargs="+", default=("dit", "vae", "t5"))
     for key in DIT_5B:
         if key != "model_type":
@@ -488,7 +533,8 @@ def main():
         sys.exit("the head width must be an even whole number")
     write_checkpoint(a.out, dit, experts, vae, bases, z, t5, dtype=a.dtype,
                      text_dtype=a.text_dtype, vae_dtype=a.vae_dtype, shards=(a.shard_bytes,),
-                     seed=a.seed, tokenizer=a.tokenizer, fast=a.fast, only=a.only, quiet=False)
+                     seed=a.seed, tokenizer=a.tokenizer, fast=a.fast, same_experts=a.same_experts,
+                     only=a.only, quiet=False, jobs=a.jobs)
 
 
 if __name__ == "__main__":

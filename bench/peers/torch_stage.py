@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""One stage of Wan in diffusers/transformers on PyTorch, timed like wan_bench_stages and printed in its form.
+"""One stage of Wan in diffusers/transformers on PyTorch, timed as `wan bench` times ours, as a line of JSON.
 
 torch_stage.py STAGE --dims JSON [--device cpu|cuda] [--precision bf16|f32] [--threads N] [--runs N] [--compile]
-               [--channels-last] [--latent T,h,w | --video F,H,W | --tokens N] [--passes N]
+               [--channels-last] [--cudnn] [--latent T,h,w | --video F,H,W | --tokens N]
 
-Weights are random; --dims holds the constructor arguments of the module. Peak memory is the process's."""
+Weights are random; --dims holds the constructor arguments of the module. Peak memory is the process's on the CPU,
+PyTorch's own account on a device. measure() is the same for other scripts."""
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -14,7 +16,7 @@ import time
 import torch
 
 
-def parse():
+def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("stage", choices=["dit", "vae-decode", "vae-encode", "text"])
     p.add_argument("--dims", type=json.loads, required=True)
@@ -22,13 +24,13 @@ def parse():
     p.add_argument("--precision", default="bf16", choices=["bf16", "f32"])
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--runs", type=int, default=5)
-    p.add_argument("--passes", type=int, default=1)
     p.add_argument("--compile", action="store_true")
     p.add_argument("--channels-last", action="store_true")
+    p.add_argument("--cudnn", action="store_true", help="cuDNN's attention instead of PyTorch's choice")
     for name in ("latent", "video"):
         p.add_argument("--" + name, type=lambda s: tuple(map(int, s.split(","))))
     p.add_argument("--tokens", type=int, default=512)
-    return p.parse_args()
+    return p.parse_args(argv)
 
 
 def build(cls, a, dtype, **kw):
@@ -43,12 +45,16 @@ def dit(a, dtype):
     from diffusers import WanTransformer3DModel
 
     m = build(WanTransformer3DModel, a, dtype, **a.dims)
+    if a.cudnn:
+        m.set_attention_backend("_native_cudnn")
     if a.compile:
         m.compile_repeated_blocks(fullgraph=True)
     T, h, w = a.latent
-    x = torch.randn(a.passes, a.dims["in_channels"], T, h, w, device=a.device, dtype=dtype)
-    text = torch.randn(a.passes, 512, a.dims["text_dim"], device=a.device, dtype=dtype)
-    t = torch.full((a.passes,), 500.0, device=a.device)
+    channels = a.dims["in_channels"]
+    x = torch.randn(1, channels, T, h, w, device=a.device, dtype=dtype)
+    text = torch.randn(1, 512, a.dims["text_dim"], device=a.device, dtype=dtype)
+    # the 5B pipeline gives every token a time of its own
+    t = torch.full((1, T * (h // 2) * (w // 2)) if channels == 48 else (1,), 500.0, device=a.device)
     return lambda: m(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)
 
 
@@ -78,29 +84,41 @@ def text(a, dtype):
     return lambda: m(ids, attention_mask=mask)
 
 
+def measure(a):
+    """One setting: builds the module, runs it, frees it."""
+    dtype = torch.bfloat16 if a.precision == "bf16" else torch.float32
+    cuda = a.device == "cuda"
+    torch.manual_seed(0)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    if a.compile:
+        torch._dynamo.reset()  # shapes seen before would be compiled as variable, and slower
+    body = {"dit": dit, "vae-decode": vae, "vae-encode": vae, "text": text}[a.stage](a, dtype)
+    seconds = []
+    with torch.no_grad():
+        for i in range(-2 if a.compile else -1, a.runs):
+            t0 = time.perf_counter()
+            body()
+            if cuda:
+                torch.cuda.synchronize()
+            if i >= 0:
+                seconds.append(time.perf_counter() - t0)
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    del body
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+    return {"stage": a.stage, "backend": "torch " + torch.__version__, "precision": a.precision,
+            "threads": torch.get_num_threads(), "seconds": statistics.median(seconds), "min": min(seconds),
+            "max": max(seconds), "runs": a.runs, "rss_peak_bytes": peak, "compile": a.compile,
+            "channels_last": a.channels_last, "cudnn": a.cudnn}
+
+
 def main():
     a = parse()
     if a.threads:
         torch.set_num_threads(a.threads)
-    dtype = torch.bfloat16 if a.precision == "bf16" else torch.float32
-    torch.manual_seed(0)
-    body = {"dit": dit, "vae-decode": vae, "vae-encode": vae, "text": text}[a.stage](a, dtype)
-    sync = torch.cuda.synchronize if a.device == "cuda" else lambda: None
-    seconds = []
-    with torch.no_grad():
-        for i in range(-1 if not a.compile else -2, a.runs):
-            t0 = time.perf_counter()
-            body()
-            sync()
-            if i >= 0:
-                seconds.append(time.perf_counter() - t0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if a.device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    print(json.dumps({"stage": a.stage, "backend": "torch " + torch.__version__, "precision": a.precision,
-                      "threads": torch.get_num_threads(), "seconds": statistics.median(seconds),
-                      "min": min(seconds), "max": max(seconds), "runs": a.runs, "rss_peak_bytes": peak,
-                      "compile": a.compile, "channels_last": a.channels_last}))
+    print(json.dumps(measure(a)))
 
 
 if __name__ == "__main__":

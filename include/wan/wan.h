@@ -259,18 +259,36 @@ WAN_API wan_status wan_plan_steps(wan_model *model, const wan_generate_params *p
 
 /* ---- Measuring ---- */
 
-typedef struct wan_bench_result {
+typedef struct wan_bench_params {
   size_t size;
-  int64_t tokens;
-  double seconds_first; /* the first forward pass: weights are read and prepared */
-  double seconds_best;  /* the fastest of the others (of the first when there is one only) */
-  double flops;         /* of one pass */
-  uint64_t memory_peak;
-} wan_bench_result;
-WAN_API void wan_bench_result_init(wan_bench_result *result);
-/* Time `repeat` forward passes of the transformer (one conditioning) at the size and frames of params. */
-WAN_API wan_status wan_bench_forward(wan_model *model, const wan_generate_params *params, int repeat,
-                                     wan_bench_result *result);
+  const char *model;         /* checkpoint directory; NULL: random weights of the official sizes */
+  const char *stage;         /* only stages whose names start so; NULL: all */
+  int repeat;                /* counted runs of a stage, after one that is not; 0: 3 */
+  int width, height, frames; /* 0: the official sizes, on a processor smaller ones */
+  int tokens;                /* of the prompt; 0: 512 */
+  int layers;                /* random weights: of transformer and text encoder; 0: all, on a processor 2 */
+} wan_bench_params;
+
+/* One line of the table. Strings are valid during the call. */
+typedef struct wan_bench_row {
+  size_t size;
+  const char *stage;   /* "product" and "copy": the two ceilings; "dit-5b", ... */
+  const char *what;    /* its size in words */
+  const char *skipped; /* NULL, or why it was not run */
+  int runs;
+  double seconds, seconds_min, seconds_max; /* median, fastest, slowest */
+  double
+      seconds_floor; /* operations or weights at the measured ceiling, whichever takes longer; 0: ceilings */
+  double flops, bytes;  /* of one run; bytes: of the weights, or copied */
+  int64_t tokens;       /* of transformer and text encoder */
+  bool streamed;        /* not all weights fit: some are loaded anew in every run */
+  uint64_t memory_peak; /* bytes the engine held, device and host */
+} wan_bench_row;
+typedef void (*wan_bench_fn)(void *user, const wan_bench_row *row);
+WAN_API void wan_bench_params_init(wan_bench_params *params);
+/* Time the two ceilings of the machine, then the stages beside what these make possible. */
+WAN_API wan_status wan_bench(wan_context *context, const wan_bench_params *params, wan_bench_fn row,
+                             void *user);
 
 /* ---- Prompt extension: a language model writes a prompt out (docs/PROMPTS.md) ---- */
 

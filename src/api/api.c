@@ -154,15 +154,11 @@ wan_status wan_plan_steps(wan_model *m, const wan_generate_params *params, char 
   return context_hand_out(context_of(m), s, text, out);
 }
 
-wan_status wan_bench_forward(wan_model *m, const wan_generate_params *params, int repeat,
-                             wan_bench_result *result) {
-  wan_generate_params p = adopt(params);
-  wan_bench_result full = {0};
-  wan_status s = bench_forward(m, &p, repeat, &full);
-  size_t size = result->size;
-  memcpy(result, &full, size < sizeof full ? size : sizeof full);
-  result->size = size;
-  return context_done(context_of(m), s);
+wan_status wan_bench(wan_context *c, const wan_bench_params *params, wan_bench_fn row, void *user) {
+  wan_bench_params p;
+  wan_bench_params_init(&p);
+  CONTEXT_ADOPT(p, params);
+  return context_done(c, bench_run(c->be, &p, row, user));
 }
 
 wan_status wan_stage_run(wan_context *c, const wan_stage_params *params, char **out) {

@@ -36,8 +36,8 @@ void wan_plan_init(wan_plan *p) {
   *p = (wan_plan){.size = sizeof *p};
 }
 
-void wan_bench_result_init(wan_bench_result *r) {
-  *r = (wan_bench_result){.size = sizeof *r};
+void wan_bench_params_init(wan_bench_params *p) {
+  *p = (wan_bench_params){.size = sizeof *p};
 }
 
 void wan_extend_params_init(wan_extend_params *p) {

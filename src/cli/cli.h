@@ -99,6 +99,9 @@ typedef enum option_id {
   OPT_AREA,
   OPT_INDEX,
   OPT_REPEAT,
+  OPT_STAGE,
+  OPT_TOKENS,
+  OPT_LAYERS,
   OPT_COUNT,
   OPT_NOTED = 1000 /* and up, one each: accepted without effect */
 } option_id;

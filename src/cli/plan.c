@@ -1,4 +1,4 @@
-/* plan.c: `wan plan` and `wan bench`: what a run will cost, and how fast this machine is. */
+/* plan.c: `wan plan`: what a run will cost. */
 #include <stdio.h>
 
 #include "cli/cli.h"
@@ -9,14 +9,6 @@
 static const struct poptOption plan_options[] = {
     GROUP(options_machine, "Model and machine:"), GROUP(options_content, "What to make:"),
     GROUP(options_steps, "Steps:"), GROUP(options_guidance, "Guidance:"), POPT_TABLEEND};
-
-static const struct poptOption repeat_option[] = {
-    {"repeat", 0, POPT_ARG_STRING, NULL, OPT_REPEAT, "passes; default 3", "N"},
-    {"size", 's', POPT_ARG_STRING, NULL, OPT_SIZE, "width x height; default: the model's", "WxH"},
-    {"frames", 'f', POPT_ARG_STRING, NULL, OPT_FRAMES, "number of frames, 4n+1", "N"},
-    POPT_TABLEEND};
-static const struct poptOption bench_options[] = {
-    GROUP(repeat_option, "Measuring:"), GROUP(options_machine, "Model and machine:"), POPT_TABLEEND};
 
 /* Context, model and parameters of a command; an exit code. */
 typedef struct session {
@@ -74,29 +66,5 @@ static int plan(cli_args *args) {
   return code;
 }
 
-static int bench(cli_args *args) {
-  session s;
-  long long repeat = 3;
-  if (!cli_int(args, OPT_REPEAT, "--repeat", 1, 10000, &repeat)) return EXIT_USAGE;
-  int code = session_open(args, &s);
-  if (code == EXIT_FINE) {
-    wan_bench_result r;
-    wan_bench_result_init(&r);
-    wan_status status = wan_bench_forward(s.model, &s.params, (int)repeat, &r);
-    if (status == WAN_OK)
-      printf("%lld tokens: first pass %.3f s, best %.3f s, %.2f TFLOP, %.1f GFLOP/s, peak %.2f GiB, backend "
-             "%s\n",
-             (long long)r.tokens, r.seconds_first, r.seconds_best, r.flops / 1e12,
-             r.flops / r.seconds_best / 1e9, (double)r.memory_peak / (1 << 30),
-             wan_context_backend(s.context));
-    code = cli_status(s.context, status);
-  }
-  session_close(&s);
-  return code;
-}
-
 const cli_command cli_plan = {"plan", "Print expected memory and time by stage; nothing is loaded.",
                               "--model DIR [options]", plan_options, plan};
-const cli_command cli_bench = {"bench",
-                               "Time forward passes of the transformer (with --profile: by operation).",
-                               "--model DIR [options]", bench_options, bench};

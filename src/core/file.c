@@ -48,6 +48,15 @@ wan_status core_map_open(core_ctx *ctx, const char *path, core_map *out) {
   return s;
 }
 
+wan_status core_map_scratch(core_ctx *ctx, size_t size, core_map *out) {
+  *out = (core_map){0};
+  void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED)
+    return core_fail(ctx, WAN_ERR_MEMORY, "out of memory: %zu bytes could not be mapped", size);
+  *out = (core_map){.data = p, .size = size};
+  return WAN_OK;
+}
+
 void core_map_close(core_map *map) {
   if (map->data) munmap((void *)(uintptr_t)map->data, map->size);
   *map = (core_map){0};

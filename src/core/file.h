@@ -12,6 +12,9 @@ typedef struct core_map {
 
 wan_status core_map_open(core_ctx *ctx, const char *path, core_map *out);
 void core_map_close(core_map *map);
+/* Zeroed memory that behaves like a mapped file (core_map_drop() keeps its content) but is in none; its maker
+ * may write to it. Not counted, as mapped files are not. */
+wan_status core_map_scratch(core_ctx *ctx, size_t size, core_map *out);
 /* Hints about [offset, offset+bytes): bring the pages in, or drop them from this process. */
 void core_map_prefetch(const void *address, size_t bytes);
 void core_map_drop(const void *address, size_t bytes);

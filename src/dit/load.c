@@ -119,19 +119,20 @@ static wan_status find_config(core_ctx *ctx, const char *path, char **out) {
   return WAN_OK;
 }
 
-wan_status dit_open(backend *be, const char *path, uint64_t keep_bytes, dit **out) {
+/* config: the path of config.json, or NULL. */
+static wan_status open_set(backend *be, weight_set *set, const char *config, uint64_t keep_bytes, dit **out) {
   *out = NULL;
   dit *d = core_calloc(be->ctx, 1, sizeof *d);
-  if (!d) return WAN_ERR_MEMORY;
+  if (!d) {
+    weight_set_close(set);
+    return WAN_ERR_MEMORY;
+  }
   d->be = be;
-  char *config = NULL;
-  wan_status s = weight_set_open(be->ctx, path, WEIGHTS_DIT, &d->set);
-  if (s == WAN_OK) s = find_config(be->ctx, path, &config);
-  if (s == WAN_OK) s = dit_read_config(d, config);
+  d->set = set;
+  wan_status s = dit_read_config(d, config);
   if (s == WAN_OK && !(d->blocks = core_calloc(be->ctx, (size_t)d->config.layers, sizeof *d->blocks)))
     s = WAN_ERR_MEMORY;
   if (s == WAN_OK) s = bind_all(d);
-  core_free(be->ctx, config);
   if (s != WAN_OK) {
     dit_close(d);
     return s;
@@ -139,6 +140,24 @@ wan_status dit_open(backend *be, const char *path, uint64_t keep_bytes, dit **ou
   choose_residency(d, keep_bytes);
   *out = d;
   return WAN_OK;
+}
+
+wan_status dit_open_set(backend *be, weight_set *set, uint64_t keep_bytes, dit **out) {
+  return open_set(be, set, NULL, keep_bytes, out);
+}
+
+wan_status dit_open(backend *be, const char *path, uint64_t keep_bytes, dit **out) {
+  weight_set *set;
+  char *config = NULL;
+  *out = NULL;
+  CORE_TRY(weight_set_open(be->ctx, path, WEIGHTS_DIT, &set));
+  wan_status s = find_config(be->ctx, path, &config);
+  if (s == WAN_OK)
+    s = open_set(be, set, config, keep_bytes, out);
+  else
+    weight_set_close(set);
+  core_free(be->ctx, config);
+  return s;
 }
 
 void dit_drop(dit *d) {

@@ -1,72 +1,325 @@
-/* bench.c: forward passes on noise at the size of a run. The numbers in the latent do not matter for time,
- * but must be of the usual size so that nothing overflows: a normal distribution. */
+/* bench.c: two ceilings first, how fast the machine multiplies matrices and copies memory, then each stage
+ * beside its floor: the time that its floating-point operations take at the first rate, or its weights at the
+ * second, whichever is longer. What a stage will do and need is counted before by running it on a backend
+ * that only counts, so that it is known whether it fits and which weights can stay loaded. */
 #include "pipeline/bench.h"
 
-#include "core/rng.h"
-#include "pipeline/plan.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
-enum { PROMPT_TOKENS = 77 }; /* an ordinary prompt; cross attention costs next to nothing */
+#include "backend/profile.h"
+#include "pipeline/bench_work.h"
+#include "pipeline/plan.h"
+#include "weights/random_tensors.h"
+
+typedef struct video_size {
+  int width, height, frames;
+} video_size;
+
+typedef struct bench_stage {
+  const char *name;
+  bench_kind kind;
+  bench_net net;
+  video_size official;
+  video_size small; /* on a processor, where the official sizes take minutes to hours */
+} bench_stage;
+
+/* The sizes of the official examples. */
+static const bench_stage random_stages[] = {
+    {"dit-5b", BENCH_DIT, NET_DIT_5B, {1280, 704, 121}, {640, 352, 13}},
+    {"dit-14b", BENCH_DIT, NET_DIT_14B, {832, 480, 81}, {416, 240, 13}},
+    {"dit-14b", BENCH_DIT, NET_DIT_14B, {1280, 720, 81}, {0, 0, 0}},
+    {"vae22-decode", BENCH_DECODE, NET_VAE22, {1280, 704, 121}, {320, 176, 13}},
+    {"vae22-encode", BENCH_ENCODE, NET_VAE22, {1280, 704, 121}, {320, 176, 13}},
+    {"vae21-decode", BENCH_DECODE, NET_VAE21, {832, 480, 81}, {208, 120, 13}},
+    {"vae21-decode", BENCH_DECODE, NET_VAE21, {1280, 720, 81}, {0, 0, 0}},
+    {"vae21-encode", BENCH_ENCODE, NET_VAE21, {832, 480, 81}, {208, 120, 13}},
+    {"text", BENCH_TEXT, NET_TEXT, {0, 0, 0}, {0, 0, 0}}};
+enum { STAGES = sizeof random_stages / sizeof *random_stages };
+
+enum { SMALL_LAYERS = 2, TEXT_TOKENS = 512, RUNS_DEFAULT = 3 };
 
 typedef struct bench {
-  wan_model *m;
-  run_settings s;
-  dit *d;
-  dit_text *text;
-  tensor x, v; /* F32 [T, h, w, channels], backend memory */
-  float *host;
+  backend *be;
+  core_ctx *ctx;
+  const wan_bench_params *p;
+  wan_bench_fn row;
+  void *user;
+  int runs;
+  model_dir dir;            /* with a checkpoint */
+  double matrix, bandwidth; /* the ceilings: FLOP/s, bytes/s; 0: not measured */
 } bench;
 
-static wan_status prepare(bench *b, uint64_t keep) {
-  backend *be = b->m->be;
-  const dit_config *config = &b->m->config[0];
-  CORE_TRY(dit_open(be, b->m->dir.part[MODEL_DIT], keep, &b->d));
-  b->x = TENSOR_ALLOC(be, DT_F32, b->s.T, b->s.h, b->s.w, config->in_dim);
-  b->v = TENSOR_ALLOC(be, DT_F32, b->s.T, b->s.h, b->s.w, config->out_dim);
-  size_t latent = (size_t)tensor_count(&b->x), prompt = (size_t)(PROMPT_TOKENS * config->text_dim);
-  b->host = core_alloc(be->ctx, (latent > prompt ? latent : prompt) * sizeof *b->host);
-  if (!b->host) return WAN_ERR_MEMORY;
-  rng_normal_philox(1, b->host, latent);
-  tensor_upload(be, b->x, b->host);
-  CORE_TRY(backend_sync(be));
-  rng_normal_philox(2, b->host, prompt);
-  return dit_text_create(b->d, TENSOR_OF(DT_F32, b->host, PROMPT_TOKENS, config->text_dim), &b->text);
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
 }
 
-static wan_status measure(bench *b, int repeat, wan_bench_result *r) {
-  float t = 500;
-  for (int i = 0; i < repeat; i++) {
-    double start = core_now();
-    CORE_TRY(dit_forward(b->d, b->x, (dit_timesteps){&t, 1}, 1, &b->text, &b->v, NULL));
-    CORE_TRY(backend_sync(b->m->be));
-    double seconds = core_now() - start;
-    if (i == 0) r->seconds_first = seconds;
-    if (i <= 1 || seconds < r->seconds_best) r->seconds_best = seconds;
+static void set_times(wan_bench_row *row, double *seconds, int runs) {
+  qsort(seconds, (size_t)runs, sizeof *seconds, by_value);
+  row->runs = runs;
+  row->seconds = seconds[runs / 2];
+  row->seconds_min = seconds[0];
+  row->seconds_max = seconds[runs - 1];
+}
+
+static bool wanted(const bench *b, const char *name) {
+  return !b->p->stage || strncmp(name, b->p->stage, strlen(b->p->stage)) == 0;
+}
+
+/* ---- Ceilings ---- */
+
+enum { CEILING_RUNS = 5 };
+
+/* Medians of batches: a batch hides the cost of waiting for a device. */
+#define CEILING(b, times, operation)                                 \
+  do {                                                               \
+    const int batch_ = (b)->be->host_memory ? 1 : 10;                \
+    for (int run_ = -1; run_ < CEILING_RUNS; run_++) {               \
+      double start_ = core_now();                                    \
+      for (int i_ = 0; i_ < batch_; i_++) operation;                 \
+      CORE_TRY(backend_sync((b)->be));                               \
+      if (run_ >= 0) (times)[run_] = (core_now() - start_) / batch_; \
+    }                                                                \
+  } while (0)
+
+static wan_status time_product(bench *b, const weight *w, int64_t n, double times[CEILING_RUNS]) {
+  backend *be = b->be;
+  float *host = bench_random(b->ctx, n * n, 3);
+  if (!host) return WAN_ERR_MEMORY;
+  tensor x = TENSOR_NEW(be, DT_F32, n, n), y = TENSOR_NEW(be, DT_NONE, n, n);
+  tensor_upload(be, x, host);
+  wan_status s = backend_sync(be);
+  core_free(b->ctx, host);
+  CORE_TRY(s);
+  x = op_cast(be, x, DT_NONE);
+  CEILING(b, times, op_linear_into(be, x, w, NULL, ACT_NONE, y));
+  qsort(times, CEILING_RUNS, sizeof *times, by_value);
+  return WAN_OK;
+}
+
+static wan_status square_product(bench *b, int64_t n, double times[CEILING_RUNS]) {
+  random_tensors *r;
+  CORE_TRY(random_tensors_create(b->ctx, &r));
+  random_tensors_add(r, WEIGHT_DIMS(n, n), "product.weight");
+  wan_status s = random_tensors_fill(r);
+  weight w = {.name = "product", .role = WEIGHT_LINEAR};
+  if (s == WAN_OK) {
+    w.src = random_tensors_tensor(r, 0);
+    s = backend_weight_load(b->be, &w);
+  }
+  scope_mark mark = scope_begin(b->be);
+  if (s == WAN_OK) s = time_product(b, &w, n, times);
+  scope_end(b->be, mark);
+  backend_weight_unload(b->be, &w);
+  random_tensors_close(r);
+  return s;
+}
+
+/* Larger until it takes a while: that of a slow machine is as good a measure. */
+static wan_status matrix_ceiling(bench *b) {
+  enum { FIRST = 512, LAST = 8192 };
+  double times[CEILING_RUNS] = {0};
+  char what[64];
+  int64_t n = FIRST;
+  CORE_TRY(square_product(b, n, times));
+  while (n < LAST && times[CEILING_RUNS / 2] < 0.02) CORE_TRY(square_product(b, n *= 2, times));
+  snprintf(what, sizeof what, "%lld x %lld x %lld", (long long)n, (long long)n, (long long)n);
+  wan_bench_row row = {.size = sizeof row, .stage = "product", .what = what};
+  row.flops = 2.0 * (double)n * (double)n * (double)n;
+  set_times(&row, times, CEILING_RUNS);
+  b->matrix = row.flops / row.seconds;
+  b->row(b->user, &row);
+  return WAN_OK;
+}
+
+static wan_status time_copy(bench *b, int64_t bytes, double times[CEILING_RUNS]) {
+  backend *be = b->be;
+  tensor from = TENSOR_NEW(be, DT_U8, bytes), to = TENSOR_NEW(be, DT_U8, bytes);
+  tensor_zero(be, from);
+  CEILING(b, times, tensor_copy(be, to, from));
+  return WAN_OK;
+}
+
+static wan_status copy_ceiling(bench *b) {
+  const int64_t mib = b->be->host_memory ? 256 : 1024;
+  double times[CEILING_RUNS];
+  scope_mark mark = scope_begin(b->be);
+  wan_status s = time_copy(b, mib << 20, times);
+  scope_end(b->be, mark);
+  CORE_TRY(s);
+  char what[64];
+  snprintf(what, sizeof what, "%lld MiB, read + written", (long long)mib);
+  wan_bench_row row = {.size = sizeof row, .stage = "copy", .what = what, .bytes = 2.0 * (double)(mib << 20)};
+  set_times(&row, times, CEILING_RUNS);
+  b->bandwidth = row.bytes / row.seconds;
+  b->row(b->user, &row);
+  return WAN_OK;
+}
+
+/* ---- Stages ---- */
+
+/* What a stage does and needs, by running it once without computing. */
+typedef struct stage_cost {
+  double flops;
+  uint64_t peak, weights;
+} stage_cost;
+
+static wan_status count_stage(bench *b, const bench_work *w, bench_times *times, stage_cost *out) {
+  core_ctx seat;
+  backend *dry;
+  *out = (stage_cost){0};
+  core_ctx_init(&seat);
+  wan_status s = backend_open_dry(&seat, b->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16, &dry);
+  if (s == WAN_OK) s = bench_work_run(dry, w, UINT64_MAX, 0, times);
+  if (s == WAN_OK) {
+    for (int i = 0; i < PROF_COUNT; i++) {
+      /* Of the 9 taps on replicated pixels 4 are different ones. */
+      out->flops += dry->profile->row[i].flops * (i == PROF_UPSAMPLE_CONV ? 4.0 / 9 : 1);
+    }
+    out->peak = core_mem_peak(&seat);
+    out->weights = times->weights;
+  }
+  backend_close(dry);
+  return s == WAN_OK ? s : core_fail(b->ctx, s, "%s", seat.message);
+}
+
+/* Which weights can stay loaded; false: not even streamed ones fit. */
+static bool choose_keep(const bench *b, const stage_cost *c, int layers, uint64_t *keep, uint64_t *least) {
+  const uint64_t budget = memory_budget(b->be), active = c->peak - c->weights;
+  const uint64_t group = c->weights / (uint64_t)(layers > 1 ? layers : 2);
+  *keep = UINT64_MAX;
+  *least = active + 2 * group; /* one works, one is loaded ahead */
+  if (c->peak <= budget) return true;
+  *keep = budget > *least ? budget - *least : 0;
+  return budget >= *least;
+}
+
+static void describe(const bench_work *w, const bench_times *t, int all_layers, char out[96]) {
+  size_t n = 0;
+  if (w->kind == BENCH_TEXT)
+    n += (size_t)snprintf(out, 96, "%lld tokens", (long long)t->tokens);
+  else
+    n += (size_t)snprintf(out, 96, "%dx%d, %d frames", w->width, w->height, w->frames);
+  if (w->kind == BENCH_DIT) n += (size_t)snprintf(out + n, 96 - n, ", %lld tokens", (long long)t->tokens);
+  if (all_layers && t->layers != all_layers)
+    snprintf(out + n, 96 - n, ", %d of %d layers", t->layers, all_layers);
+}
+
+static int official_layers(bench_net net) {
+  return net == NET_DIT_5B    ? DIT_5B_LAYERS
+         : net == NET_DIT_14B ? DIT_14B_LAYERS
+         : net == NET_TEXT    ? TEXT_LAYERS
+                              : 0;
+}
+
+static wan_status measure(bench *b, const char *name, const bench_work *w, bench_times *times) {
+  char what[96], why[96];
+  stage_cost cost;
+  uint64_t keep, least;
+  CORE_TRY(count_stage(b, w, times, &cost));
+  describe(w, times, w->path ? 0 : official_layers(w->net), what);
+  wan_bench_row row = {.size = sizeof row, .stage = name, .what = what, .tokens = times->tokens};
+  row.flops = cost.flops;
+  row.bytes = (double)cost.weights;
+  if (b->matrix > 0) row.seconds_floor = cost.flops / b->matrix;
+  if (b->bandwidth > 0 && row.bytes / b->bandwidth > row.seconds_floor)
+    row.seconds_floor = row.bytes / b->bandwidth;
+  if (!choose_keep(b, &cost, times->layers, &keep, &least)) {
+    snprintf(why, sizeof why, "needs %.1f GiB, %.1f are available", (double)least / (1 << 30),
+             (double)memory_budget(b->be) / (1 << 30));
+    row.skipped = why;
+    b->row(b->user, &row);
+    return WAN_OK;
+  }
+  scope_trim(b->be);
+  core_mem_reset_peak(b->ctx);
+  CORE_TRY(bench_work_run(b->be, w, keep, b->runs, times));
+  set_times(&row, times->seconds, b->runs);
+  row.memory_peak = core_mem_peak(b->ctx);
+  row.streamed = keep != UINT64_MAX;
+  b->row(b->user, &row);
+  return WAN_OK;
+}
+
+static wan_status run_stage(bench *b, const bench_stage *stage, const char *path) {
+  const wan_bench_params *p = b->p;
+  const bool small = b->be->host_memory;
+  const video_size *size = small ? &stage->small : &stage->official;
+  if (!wanted(b, stage->name)) return WAN_OK;
+  bench_work w = {.kind = stage->kind, .path = path, .net = stage->net, .layers = p->layers};
+  if (!w.layers && small && !path) w.layers = SMALL_LAYERS;
+  w.width = p->width ? p->width : size->width;
+  w.height = p->height ? p->height : size->height;
+  w.frames = p->frames ? p->frames : size->frames;
+  w.tokens = p->tokens ? p->tokens : TEXT_TOKENS;
+  bench_times *times = core_alloc(b->ctx, sizeof *times);
+  if (!times) return WAN_ERR_MEMORY;
+  wan_status s = measure(b, stage->name, &w, times);
+  core_free(b->ctx, times);
+  return s;
+}
+
+/* A size asked for makes one row of those that differ in size only. */
+static wan_status run_random(bench *b) {
+  for (int i = 0; i < STAGES; i++) {
+    const bench_stage *s = &random_stages[i];
+    bool again = i > 0 && strcmp(s->name, s[-1].name) == 0;
+    if (again && (b->p->width || b->be->host_memory)) continue;
+    CORE_TRY(run_stage(b, s, NULL));
   }
   return WAN_OK;
 }
 
-wan_status bench_forward(wan_model *m, const wan_generate_params *params, int repeat,
-                         wan_bench_result *result) {
-  wan_generate_params p = *params;
-  bench b = {.m = m};
-  run_cost cost;
-  if (repeat < 1) return core_fail(m->ctx, WAN_ERR_ARGUMENT, "%d passes: at least one is needed", repeat);
-  p.guidance_low = p.guidance_high = 1;
-  CORE_TRY(settings_resolve(m, &p, true, &b.s));
-  wan_status s = cost_estimate(m, &b.s, &cost);
-  if (s == WAN_OK) s = prepare(&b, cost_keep(&cost, WAN_STAGE_DENOISE, memory_budget(m->be)));
-  if (s == WAN_OK) s = measure(&b, repeat, result);
-  if (s == WAN_OK) {
-    result->tokens = cost.tokens;
-    result->flops = cost.flops[WAN_STAGE_DENOISE] / settings_passes(&b.s);
-    result->memory_peak = core_mem_peak(m->ctx);
+static wan_status run_model(bench *b) {
+  static const video_size small = {416, 240, 13};
+  const model_dir *dir = &b->dir;
+  const bool five = strcmp(dir->family, "ti2v") == 0;
+  const video_size full = {1280, five ? 704 : 720, five ? 121 : 81};
+  const video_size few = {five ? 640 : small.width, five ? 352 : small.height, small.frames};
+  const struct {
+    const char *name;
+    bench_kind kind;
+    model_part part;
+  } stages[] = {{"text", BENCH_TEXT, MODEL_TEXT},
+                {"dit", BENCH_DIT, MODEL_DIT},
+                {"vae-decode", BENCH_DECODE, MODEL_VAE},
+                {"vae-encode", BENCH_ENCODE, MODEL_VAE}};
+  for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
+    const bench_stage s = {.name = stages[i].name, .kind = stages[i].kind, .official = full, .small = few};
+    if (dir->part[stages[i].part]) CORE_TRY(run_stage(b, &s, dir->part[stages[i].part]));
   }
-  dit_text_free(b.text);
-  dit_close(b.d);
-  tensor_free(m->be, &b.x);
-  tensor_free(m->be, &b.v);
-  core_free(m->ctx, b.host);
-  settings_free(m->ctx, &b.s);
-  scope_trim(m->be);
+  return WAN_OK;
+}
+
+/* Is there any stage of that name? */
+static wan_status check_stage(bench *b) {
+  static const char *const of_model[] = {"product", "copy", "text", "dit", "vae-decode", "vae-encode"};
+  bool found = wanted(b, "product") || wanted(b, "copy");
+  for (size_t i = 0; i < sizeof of_model / sizeof *of_model && b->p->model; i++)
+    found |= wanted(b, of_model[i]);
+  for (int i = 0; i < STAGES && !b->p->model; i++) found |= wanted(b, random_stages[i].name);
+  if (found) return WAN_OK;
+  return core_fail(b->ctx, WAN_ERR_ARGUMENT, "there is no stage \"%s\"; the stages are %s", b->p->stage,
+                   b->p->model ? "product, copy, text, dit, vae-decode and vae-encode"
+                               : "product, copy, dit-5b, dit-14b, vae22-decode, vae22-encode, vae21-decode, "
+                                 "vae21-encode and text; the beginning of a name is enough");
+}
+
+wan_status bench_run(backend *be, const wan_bench_params *p, wan_bench_fn row, void *user) {
+  bench b = {.be = be, .ctx = be->ctx, .p = p, .row = row, .user = user};
+  b.runs = p->repeat ? p->repeat : RUNS_DEFAULT;
+  if (b.runs < 1 || b.runs > BENCH_RUNS_MAX)
+    return core_fail(b.ctx, WAN_ERR_ARGUMENT, "%d runs: 1 to %d are possible", b.runs, BENCH_RUNS_MAX);
+  if (p->model && p->layers)
+    return core_fail(b.ctx, WAN_ERR_ARGUMENT, "the number of layers is the checkpoint's own");
+  CORE_TRY(check_stage(&b));
+  CORE_TRY(matrix_ceiling(&b));
+  CORE_TRY(copy_ceiling(&b));
+  if (!p->model) return run_random(&b);
+  CORE_TRY(model_dir_open(b.ctx, p->model, &b.dir));
+  wan_status s = run_model(&b);
+  model_dir_close(b.ctx, &b.dir);
   return s;
 }

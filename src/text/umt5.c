@@ -103,12 +103,22 @@ static wan_status bind_all(umt5 *u) {
 }
 
 wan_status umt5_open(backend *be, const char *path, uint64_t keep_bytes, umt5 **out) {
+  weight_set *set;
+  *out = NULL;
+  CORE_TRY(weight_set_open(be->ctx, path, WEIGHTS_TEXT, &set));
+  return umt5_open_set(be, set, keep_bytes, out);
+}
+
+wan_status umt5_open_set(backend *be, weight_set *set, uint64_t keep_bytes, umt5 **out) {
   *out = NULL;
   umt5 *u = core_calloc(be->ctx, 1, sizeof *u);
-  if (!u) return WAN_ERR_MEMORY;
+  if (!u) {
+    weight_set_close(set);
+    return WAN_ERR_MEMORY;
+  }
   u->be = be;
-  wan_status s = weight_set_open(be->ctx, path, WEIGHTS_TEXT, &u->set);
-  if (s == WAN_OK) s = bind_all(u);
+  u->set = set;
+  wan_status s = bind_all(u);
   if (s != WAN_OK) {
     umt5_close(u);
     return s;
@@ -136,6 +146,10 @@ int64_t umt5_dim(const umt5 *u) {
 
 int64_t umt5_vocab(const umt5 *u) {
   return u->vocab;
+}
+
+int umt5_layers(const umt5 *u) {
+  return u->layers;
 }
 
 const weight_set *umt5_weights(const umt5 *u) {

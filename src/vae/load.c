@@ -217,12 +217,22 @@ static uint64_t net_bytes(const vae_net *n) {
 }
 
 wan_status vae_open(backend *be, const char *path, uint64_t keep_bytes, vae **out) {
+  weight_set *set;
+  *out = NULL;
+  CORE_TRY(weight_set_open(be->ctx, path, WEIGHTS_VAE, &set));
+  return vae_open_set(be, set, keep_bytes, out);
+}
+
+wan_status vae_open_set(backend *be, weight_set *set, uint64_t keep_bytes, vae **out) {
   *out = NULL;
   vae *v = core_calloc(be->ctx, 1, sizeof *v);
-  if (!v) return WAN_ERR_MEMORY;
+  if (!v) {
+    weight_set_close(set);
+    return WAN_ERR_MEMORY;
+  }
   v->be = be;
-  wan_status s = weight_set_open(be->ctx, path, WEIGHTS_VAE, &v->set);
-  if (s == WAN_OK) s = vae_bind(v);
+  v->set = set;
+  wan_status s = vae_bind(v);
   if (s != WAN_OK) {
     vae_close(v);
     return s;

@@ -3,6 +3,7 @@
 
 #include "weights/names.h"
 #include "weights/pth.h"
+#include "weights/random_tensors.h"
 #include "weights/safetensors.h"
 #include "weights/sources.h"
 
@@ -10,10 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One opened file: exactly one of the two is set. */
+/* One opened file, or what stands for one: exactly one of the three is set. */
 typedef struct container {
   safetensors *st;
   pth *pth;
+  random_tensors *random;
 } container;
 
 typedef struct entry {
@@ -46,24 +48,37 @@ static wan_status container_open(core_ctx *ctx, const char *path, container *c) 
 }
 
 static int64_t container_count(const container *c) {
-  return c->st ? safetensors_count(c->st) : pth_count(c->pth);
+  return c->st ? safetensors_count(c->st) : c->pth ? pth_count(c->pth) : random_tensors_count(c->random);
 }
 
 static entry container_entry(const container *c, int64_t i) {
-  const char *name = c->st ? safetensors_name(c->st, i) : pth_name(c->pth, i);
-  return (entry){
-      .name = name, .stored = name, .value = c->st ? safetensors_tensor(c->st, i) : pth_tensor(c->pth, i)};
+  const char *name;
+  tensor value;
+  if (c->st) {
+    name = safetensors_name(c->st, i);
+    value = safetensors_tensor(c->st, i);
+  } else if (c->pth) {
+    name = pth_name(c->pth, i);
+    value = pth_tensor(c->pth, i);
+  } else {
+    name = random_tensors_name(c->random, i);
+    value = random_tensors_tensor(c->random, i);
+  }
+  return (entry){.name = name, .stored = name, .value = value};
 }
 
 static wan_status open_files(weight_set *set) {
   CORE_TRY(sources_find(set->ctx, set->path, &set->files));
   set->opened = core_calloc(set->ctx, (size_t)set->files.count, sizeof *set->opened);
   if (!set->opened) return WAN_ERR_MEMORY;
-  int64_t n = 0;
-  for (int64_t i = 0; i < set->files.count; i++) {
+  for (int64_t i = 0; i < set->files.count; i++)
     CORE_TRY(container_open(set->ctx, set->files.path[i], &set->opened[i]));
-    n += container_count(&set->opened[i]);
-  }
+  return WAN_OK;
+}
+
+static wan_status list_tensors(weight_set *set) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < set->files.count; i++) n += container_count(&set->opened[i]);
   set->item = core_calloc(set->ctx, (size_t)n, sizeof *set->item);
   set->index = core_calloc(set->ctx, (size_t)n, sizeof *set->index);
   if (!set->item || !set->index) return WAN_ERR_MEMORY;
@@ -176,21 +191,54 @@ static wan_status canonicalise(weight_set *set) {
   return sort_names(set);
 }
 
-wan_status weight_set_open(core_ctx *ctx, const char *path, weight_kind kind, weight_set **out) {
-  *out = NULL;
+static wan_status set_create(core_ctx *ctx, const char *path, weight_kind kind, weight_set **out) {
   weight_set *set = core_calloc(ctx, 1, sizeof *set);
+  *out = set;
   if (!set) return WAN_ERR_MEMORY;
   set->ctx = ctx;
   set->kind = kind;
   set->path = core_strdup(ctx, path);
-  wan_status status = set->path ? open_files(set) : WAN_ERR_MEMORY;
-  if (status == WAN_OK) status = canonicalise(set);
-  if (status != WAN_OK) {
-    weight_set_close(set);
-    return status;
-  }
+  return set->path ? WAN_OK : WAN_ERR_MEMORY;
+}
+
+static wan_status set_complete(weight_set *set, wan_status status, weight_set **out) {
   *out = set;
-  return WAN_OK;
+  if (status == WAN_OK) status = list_tensors(set);
+  if (status == WAN_OK) status = canonicalise(set);
+  if (status == WAN_OK) return WAN_OK;
+  weight_set_close(set);
+  *out = NULL;
+  return status;
+}
+
+wan_status weight_set_open(core_ctx *ctx, const char *path, weight_kind kind, weight_set **out) {
+  wan_status status = set_create(ctx, path, kind, out);
+  if (status == WAN_OK) status = open_files(*out);
+  return set_complete(*out, status, out);
+}
+
+/* One file, whose container is the tensors. */
+static wan_status adopt_random(weight_set *set, random_tensors *tensors) {
+  set->files.path = core_calloc(set->ctx, 1, sizeof *set->files.path);
+  set->opened = core_calloc(set->ctx, 1, sizeof *set->opened);
+  set->files.count = set->files.path != NULL;
+  if (!set->files.path || !set->opened) {
+    random_tensors_close(tensors);
+    return WAN_ERR_MEMORY;
+  }
+  set->opened[0].random = tensors;
+  set->files.path[0] = core_strdup(set->ctx, set->path);
+  return set->files.path[0] ? WAN_OK : WAN_ERR_MEMORY;
+}
+
+wan_status weight_set_open_random(core_ctx *ctx, random_tensors *tensors, weight_kind kind,
+                                  weight_set **out) {
+  wan_status status = set_create(ctx, "random weights", kind, out);
+  if (status == WAN_OK)
+    status = adopt_random(*out, tensors);
+  else
+    random_tensors_close(tensors);
+  return set_complete(*out, status, out);
 }
 
 void weight_set_close(weight_set *set) {
@@ -199,6 +247,7 @@ void weight_set_close(weight_set *set) {
   for (int64_t i = 0; set->opened && i < set->files.count; i++) {
     safetensors_close(set->opened[i].st);
     pth_close(set->opened[i].pth);
+    random_tensors_close(set->opened[i].random);
   }
   core_free(set->ctx, set->opened);
   core_free(set->ctx, set->item);

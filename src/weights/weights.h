@@ -21,6 +21,9 @@ typedef enum weight_kind { WEIGHTS_DIT, WEIGHTS_TEXT, WEIGHTS_VAE } weight_kind;
 /* Open path: a .safetensors file, an index.json, a .pth file, or a directory that holds
  * diffusion_pytorch_model*.safetensors (or model*.safetensors). kind selects the name map. */
 wan_status weight_set_open(core_ctx *ctx, const char *path, weight_kind kind, weight_set **out);
+/* The same from tensors that no file holds; takes them over, also when it fails. */
+typedef struct random_tensors random_tensors;
+wan_status weight_set_open_random(core_ctx *ctx, random_tensors *tensors, weight_kind kind, weight_set **out);
 void weight_set_close(weight_set *set);
 const char *weight_set_path(const weight_set *set);
 /* Whose names the file used: "official", "diffusers", "transformers", "mlx", ... */

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """`wan generate` on tiny random checkpoints: all tasks to files, replay, resume, cancel. What the pictures show
 is judged elsewhere (judge.py on the demo model); here it is files, frames, bytes and exit codes."""
+import json
 import os
 import pathlib
 import signal
@@ -174,7 +175,12 @@ def test_default_name_and_official_flags(folder):
 def test_plan_info_bench(folder):
     plan = wan("plan", "-m", CKPT / "t2v", "-s", "48x32", "-f", "9").stdout
     assert all(stage in plan for stage in ("text", "denoise", "decode")) and "2 experts" in plan
-    assert "GFLOP/s" in wan("bench", "-m", CKPT / "ti2v", "-s", "96x64", "-f", "5", "--repeat", "2").stdout
+    args = ["bench", "-m", CKPT / "ti2v", "-s", "96x64", "-f", "5", "--repeat", "2"]
+    table = wan(*args).stdout
+    assert all(name in table for name in ("product", "copy", "text", "dit", "vae-decode", "vae-encode")), table
+    rows = [json.loads(line) for line in wan(*args, "--json", "--stage", "vae").stdout.splitlines()]
+    assert [r["stage"] for r in rows] == ["product", "copy", "vae-decode", "vae-encode"], rows
+    assert all(r["seconds"] > 0 for r in rows) and all(r["floor"] > 0 and r["memory_peak"] > 0 for r in rows[2:]), rows
     import json
     info = json.loads(wan("info", CKPT / "i2v", "--json").stdout)
     assert info["family"] == "i2v" and info["experts"] == 2
