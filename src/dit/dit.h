@@ -30,8 +30,8 @@ typedef struct dit_text dit_text;
  * Weights stay mapped; `keep_bytes` is how many bytes of prepared weights may stay loaded between
  * passes (0: every block is loaded for its use only). */
 wan_status dit_open(backend *be, const char *path, uint64_t keep_bytes, dit **out);
-/* The same from an open set, which it takes over, also when it fails. What only a config.json could say is as in
- * the official models. */
+/* The same from an open set, which it takes over, also when it fails. What only a config.json could say is as
+ * in the official models. */
 wan_status dit_open_set(backend *be, weight_set *set, uint64_t keep_bytes, dit **out);
 void dit_close(dit *d);
 const dit_config *dit_get_config(const dit *d);

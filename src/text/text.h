@@ -26,7 +26,8 @@ wan_status tokenizer_encode(tokenizer *t, const char *text, int32_t ids[TEXT_MAX
 typedef struct umt5 umt5;
 /* path: the .pth or safetensors of the encoder (official or transformers names). */
 wan_status umt5_open(backend *be, const char *path, uint64_t keep_bytes, umt5 **out);
-wan_status umt5_open_set(backend *be, weight_set *set, uint64_t keep_bytes, umt5 **out); /* takes the set over */
+wan_status umt5_open_set(backend *be, weight_set *set, uint64_t keep_bytes,
+                         umt5 **out); /* takes the set over */
 void umt5_close(umt5 *u);
 int64_t umt5_dim(const umt5 *u);
 int64_t umt5_vocab(const umt5 *u);

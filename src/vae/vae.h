@@ -21,7 +21,8 @@ typedef struct vae_info {
 } vae_info;
 
 wan_status vae_open(backend *be, const char *path, uint64_t keep_bytes, vae **out);
-wan_status vae_open_set(backend *be, weight_set *set, uint64_t keep_bytes, vae **out); /* takes the set over */
+wan_status vae_open_set(backend *be, weight_set *set, uint64_t keep_bytes,
+                        vae **out); /* takes the set over */
 void vae_close(vae *v);
 vae_info vae_get_info(const vae *v);
 const weight_set *vae_weights(const vae *v);
