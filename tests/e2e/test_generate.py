@@ -181,7 +181,6 @@ def test_plan_info_bench(folder):
     rows = [json.loads(line) for line in wan(*args, "--json", "--stage", "vae").stdout.splitlines()]
     assert [r["stage"] for r in rows] == ["product", "copy", "vae-decode", "vae-encode"], rows
     assert all(r["seconds"] > 0 for r in rows) and all(r["floor"] > 0 and r["memory_peak"] > 0 for r in rows[2:]), rows
-    import json
     info = json.loads(wan("info", CKPT / "i2v", "--json").stdout)
     assert info["family"] == "i2v" and info["experts"] == 2
     dry = wan("generate", "-m", CKPT / "t2v", "--dry-run").stdout
