@@ -28,7 +28,7 @@ typedef enum weight_role {
   WEIGHT_LINEAR,     /* [out, in] for op_linear in the act dtype */
   WEIGHT_LINEAR_F32, /* [out, in] for op_linear in f32 whatever the precision (time embedding, head) */
   WEIGHT_CONV,       /* [Cout, Cin, kt, kh, kw] or [Cout, Cin, kh, kw] (kt = 1), PyTorch order in src */
-  WEIGHT_CONV_UP,    /* [Cout, Cin, 3, 3] for op_upsample_conv */
+  WEIGHT_CONV_UP,    /* [Cout, Cin, 3, 3] for op_upsample_conv_into */
   WEIGHT_TABLE       /* [rows, C] looked up by op_embed; stays mapped, only the rows used are read */
 } weight_role;
 
@@ -281,8 +281,8 @@ tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const
  * overlap x, it may be the residual itself. */
 void op_conv_into(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *spec,
                   tensor residual, tensor out);
-/* Each frame: pixels replicated 2x2, then 3x3 convolution with padding 1: [T,H,W,Ci] -> [T,2H,2W,Co]. */
-tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias);
+/* Each frame: pixels replicated 2x2, then 3x3 convolution with padding 1: x [T,H,W,Ci] act into out
+ * [T,2H,2W,Co] act or F32. */
 void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight *bias, tensor out);
 /* The shuffles and shortcuts below take act or F32 and keep the dtype. */
 /* [T, H, W, 2C] -> [2T, H, W, C]: channels [0,C) become frame 2t, [C,2C) frame 2t+1. */

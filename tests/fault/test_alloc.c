@@ -2,10 +2,9 @@
  * no file is left, and the context makes the same video afterwards, bit for bit. */
 #define _GNU_SOURCE
 #include "tiny.h"
+#include "scratch_dir.h"
 
 #include <stdatomic.h>
-
-static scratch dir;
 
 typedef struct call {
   wan_context *c;
@@ -46,7 +45,7 @@ static int64_t count_allocations(call *k, call_fn fn) {
 
 static void fail_one(call *k, call_fn fn, int64_t at) {
   uint64_t before = core_mem_current(&k->c->core);
-  int files = tiny_entries(dir.dir);
+  int files = tiny_entries(scratch_dir.dir);
   k->c->core.message[0] = 0;
   arm(k, at);
   wan_status s = fn(k);
@@ -57,7 +56,7 @@ static void fail_one(call *k, call_fn fn, int64_t at) {
   if (core_mem_current(&k->c->core) != before)
     fail_msg("%s: allocation %lld failed: %lld bytes leaked", k->what, (long long)at,
              (long long)(core_mem_current(&k->c->core) - before));
-  if (tiny_entries(dir.dir) != files)
+  if (tiny_entries(scratch_dir.dir) != files)
     fail_msg("%s: allocation %lld failed: a file was left behind", k->what, (long long)at);
 }
 
@@ -168,8 +167,8 @@ static void generate_all(const char *name, uint64_t *chance) {
     call_open(&k, name, tiny_tasks[t].name);
     k.picture = tiny_tasks[t].picture;
     snprintf(model, sizeof model, TINY_DATA "ckpt/%s", tiny_tasks[t].ckpt);
-    snprintf(k.out, sizeof k.out, "%s/out.mp4", dir.dir);
-    snprintf(k.in, sizeof k.in, "%s/state", dir.dir);
+    snprintf(k.out, sizeof k.out, "%s/out.mp4", scratch_dir.dir);
+    snprintf(k.in, sizeof k.in, "%s/state", scratch_dir.dir);
     k.m = tiny_open(k.c, model);
     tiny_must_run(k.c, k.m, k.picture, &want);
     k.want = &want;
@@ -224,7 +223,7 @@ static void stages(const char *name, uint64_t *chance) {
     snprintf(model, sizeof model, TINY_DATA "ckpt/%s", list[i].model ? list[i].model : "");
     k.model_dir = list[i].model ? model : NULL;
     if (list[i].in) snprintf(k.in, sizeof k.in, TINY_DATA "%s.safetensors", list[i].in);
-    snprintf(k.out, sizeof k.out, "%s/out.safetensors", dir.dir);
+    snprintf(k.out, sizeof k.out, "%s/out.safetensors", scratch_dir.dir);
     fail_each(&k, run_stage, 0.4, chance);
     call_close(&k);
   }
@@ -235,20 +234,8 @@ static void test_stages(void **state) {
   each_backend(stages);
 }
 
-static int setup(void **state) {
-  (void)state;
-  scratch_open(&dir);
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  scratch_close(&dir);
-  return 0;
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_stages),
                                      cmocka_unit_test(test_generate)};
-  return cmocka_run_group_tests_name("one allocation fails", tests, setup, teardown);
+  return cmocka_run_group_tests_name("one allocation fails", tests, scratch_setup, scratch_teardown);
 }

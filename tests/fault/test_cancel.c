@@ -1,10 +1,9 @@
 /* Cancelling at every moment, and two contexts at work at once. */
 #define _GNU_SOURCE
 #include "tiny.h"
+#include "scratch_dir.h"
 
 #include <pthread.h>
-
-static scratch dir;
 
 /* ---- Cancelling ---- */
 
@@ -22,8 +21,8 @@ static void bench_open(bench *b, const tiny_task *task) {
   b->c = tiny_context(NULL);
   b->m = tiny_open(b->c, model);
   b->task = task;
-  snprintf(b->out, sizeof b->out, "%s/out.mp4", dir.dir);
-  snprintf(b->checkpoint, sizeof b->checkpoint, "%s/state", dir.dir);
+  snprintf(b->out, sizeof b->out, "%s/out.mp4", scratch_dir.dir);
+  snprintf(b->checkpoint, sizeof b->checkpoint, "%s/state", scratch_dir.dir);
   tiny_must_run(b->c, b->m, task->picture, &b->want);
 }
 
@@ -62,7 +61,7 @@ static void each_event(bench *b) {
       continue;
     }
     must_be_cancelled(b, s, "event", at);
-    assert_int_equal(tiny_entries(dir.dir), 0);
+    assert_int_equal(tiny_entries(scratch_dir.dir), 0);
     if (wan_context_memory(b->c) != held) fail_msg("%s: event %d leaks", b->task->name, at);
     if (at % 4) continue;
     tiny_must_run(b->c, b->m, b->task->picture, &b->run);
@@ -74,7 +73,7 @@ static void each_event(bench *b) {
 static void each_frame(bench *b) {
   for (int at = 0; at < TINY_FRAMES; at++) {
     must_be_cancelled(b, run(b, -1, at, NULL), "frame", at);
-    assert_int_equal(tiny_entries(dir.dir), 0);
+    assert_int_equal(tiny_entries(scratch_dir.dir), 0);
   }
 }
 
@@ -87,7 +86,7 @@ static void each_resume(bench *b) {
     if (run(b, -1, -1, b->checkpoint) != WAN_OK) fail_msg("%s", wan_context_error(b->c));
     tiny_same(&b->run, &b->want, "resumed");
     assert_int_equal(unlink(b->out), 0);
-    assert_int_equal(tiny_entries(dir.dir), 0); /* the checkpoint is gone, too */
+    assert_int_equal(tiny_entries(scratch_dir.dir), 0); /* the checkpoint is gone, too */
   }
   unlink(b->out);
 }
@@ -160,19 +159,8 @@ static void test_two_contexts(void **state) {
   }
 }
 
-static int setup(void **state) {
-  (void)state;
-  scratch_open(&dir);
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  scratch_close(&dir);
-  return 0;
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_cancel), cmocka_unit_test(test_two_contexts)};
-  return cmocka_run_group_tests_name("cancelled runs and two contexts", tests, setup, teardown);
+  return cmocka_run_group_tests_name("cancelled runs and two contexts", tests, scratch_setup,
+                                     scratch_teardown);
 }

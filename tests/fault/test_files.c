@@ -3,6 +3,7 @@
  * content (PNG, our checkpoints) it is refused or makes no difference. */
 #define _GNU_SOURCE
 #include "tiny.h"
+#include "scratch_dir.h"
 
 #include <jansson.h>
 #ifdef WAN_HAVE_IMAGES
@@ -10,8 +11,6 @@
 #endif
 
 #include "media/media.h"
-
-static scratch dir;
 
 /* ---- One damaged file at a time ---- */
 
@@ -171,7 +170,7 @@ static void test_models(void **state) {
                                       "google/umt5-xxl/spiece.model"};
   static subject s;
   char model[512];
-  snprintf(model, sizeof model, "%s", tiny_copy(&dir, "ti2v", "model"));
+  snprintf(model, sizeof model, "%s", tiny_copy(&scratch_dir, "ti2v", "model"));
   for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
     subject_open(&s, model, files[i]);
     subject_first_run(&s);
@@ -214,10 +213,10 @@ static void test_run_files(void **state) {
   for (int i = 0; i < 2; i++) {
     core_ctx ctx;
     core_ctx_init(&ctx);
-    snprintf(path, sizeof path, "%s/%s.safetensors", dir.dir, names[i]);
+    snprintf(path, sizeof path, "%s/%s.safetensors", scratch_dir.dir, names[i]);
     named_tensor t = {names[i], TENSOR_OF(DT_F32, values, 48, 2, 2, 2)};
     assert_int_equal(safetensors_write(&ctx, path, 1, &t, NULL), WAN_OK);
-    subject_open(&s, dir.dir, strrchr(path, '/') + 1);
+    subject_open(&s, scratch_dir.dir, strrchr(path, '/') + 1);
     s.model = model;
     *(i ? &s.latent : &s.noise) = s.path;
     subject_first_run(&s);
@@ -232,10 +231,10 @@ static void test_run_files(void **state) {
   }
   /* A checkpoint: made by stopping a run after its first step. */
   s = (subject){.c = tiny_context(NULL), .model = model};
-  snprintf(s.path, sizeof s.path, "%s/state.safetensors", dir.dir);
+  snprintf(s.path, sizeof s.path, "%s/state.safetensors", scratch_dir.dir);
   stop_in_the_middle(&s);
   wan_context_destroy(s.c);
-  subject_open(&s, dir.dir, "state.safetensors");
+  subject_open(&s, scratch_dir.dir, "state.safetensors");
   s.model = model;
   s.checkpoint = s.path;
   subject_first_run(&s);
@@ -312,20 +311,8 @@ static void test_pictures(void **state) {
 #endif
 }
 
-static int setup(void **state) {
-  (void)state;
-  scratch_open(&dir);
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  scratch_close(&dir);
-  return 0;
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_pictures), cmocka_unit_test(test_run_files),
                                      cmocka_unit_test(test_models)};
-  return cmocka_run_group_tests_name("damaged files", tests, setup, teardown);
+  return cmocka_run_group_tests_name("damaged files", tests, scratch_setup, scratch_teardown);
 }

@@ -3,8 +3,7 @@
  * also shows that nothing reads a value through a pointer that is not aligned for it. */
 #define _GNU_SOURCE
 #include "tiny.h"
-
-static scratch dir;
+#include "scratch_dir.h"
 
 /* One blank more behind the header: every tensor moves by a byte. */
 static void make_odd(const char *path) {
@@ -42,7 +41,7 @@ static void test_odd_offsets(void **state) {
   (void)state;
   static const char *const shards[] = {"00001", "00002", "00003"};
   char path[700], to[700];
-  const char *model = tiny_copy(&dir, "ti2v", "odd");
+  const char *model = tiny_copy(&scratch_dir, "ti2v", "odd");
   for (int i = 0; i < 3; i++) {
     snprintf(path, sizeof path, "%s/diffusion_pytorch_model-%s-of-00003.safetensors", model, shards[i]);
     make_odd(path);
@@ -64,7 +63,7 @@ static void test_odd_offsets(void **state) {
 static void test_mlx(void **state) {
   (void)state;
   char from[700], to[700];
-  const char *model = scratch_path(&dir, "mlx"), *source = tiny_copy(&dir, "ti2v", "mlx");
+  const char *model = scratch_path(&scratch_dir, "mlx"), *source = tiny_copy(&scratch_dir, "ti2v", "mlx");
   snprintf(to, sizeof to, "%s/wan_model_mlx.safetensors", model);
   tiny_rewrite(source, WEIGHTS_DIT, to, NULL, NULL);
   snprintf(from, sizeof from, "%s/Wan2.2_VAE.pth", source);
@@ -76,19 +75,7 @@ static void test_mlx(void **state) {
   compare(model, "ti2v");
 }
 
-static int setup(void **state) {
-  (void)state;
-  scratch_open(&dir);
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  scratch_close(&dir);
-  return 0;
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_odd_offsets), cmocka_unit_test(test_mlx)};
-  return cmocka_run_group_tests_name("other files, same weights", tests, setup, teardown);
+  return cmocka_run_group_tests_name("other files, same weights", tests, scratch_setup, scratch_teardown);
 }

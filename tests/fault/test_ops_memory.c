@@ -66,7 +66,8 @@ static void vae(backend *be, const weight *conv, const weight *up, const weight 
   tensor x = ZEROS(be, DT_NONE, T, H, W, C), n = ZEROS(be, DT_NONE, T, H, W, C);
   op_channel_norm(be, x, vector, ACT_SILU, n);
   tensor y = op_conv(be, n, conv, vector, &same, ZEROS(be, DT_NONE, T - 2, H, W, C));
-  tensor large = op_upsample_conv(be, y, up, vector);
+  tensor large = TENSOR_NEW(be, DT_NONE, T - 2, 2 * H, 2 * W, C);
+  op_upsample_conv_into(be, y, up, vector, large);
   op_dup_up_add(be, large, y, 1, 2, 0);
   op_avg_down_add(be, y, large, 1, 2);
   op_time_unshuffle(be, x);
