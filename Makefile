@@ -36,7 +36,7 @@ asan: deps-build deps-test ## all tests under address and undefined-behaviour sa
 fuzz: deps-build deps-fuzz ## a short run of every fuzzer
 	@tests/fuzz/run.sh
 
-bench: all ## speed against the chip and against PyTorch (see bench/README.md)
+bench: all ## speed against the chip and against PyTorch (see bench/run.py)
 	@bench/run.sh
 
 lint: deps-lint ## format, layering, static analysis

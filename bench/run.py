@@ -1,19 +1,28 @@
 #!/usr/bin/env python3
-"""Speed and memory of each stage on the CPU at the official layer sizes with few layers, beside
-diffusers/transformers on PyTorch in the same run. Prints a table and writes build/bench.json.
+"""Speed and memory of each stage at the official layer sizes with few layers, beside diffusers/transformers on
+PyTorch and stable-diffusion.cpp, in turns: ours, theirs, ours, theirs. First the machine's ceilings are measured
+(bare products of oneDNN, copying); each stage's floor is made of them and the work its own code counts. Prints a
+table and keeps the figures in build/bench.json, where a part that is run again replaces its rows.
 
-bench/run.py [--build DIR] [--peer-python PYTHON] [--precision bf16 f32] [--stages NAME ...] [--runs N] [--quick]
+  bench/run.py [--only TEXT ...] [--precision bf16 f32] [--budget SECONDS] [--peer-python PYTHON] [--sdcpp PROGRAM]
 
-PYTHON is an interpreter with bench/peers/requirements.txt installed; without one our own figures are printed
-alone. For the peer its better setting counts: eager and channels-last weights are both tried for the
-autoencoders. Weights are random on both sides. Memory is the engine's account and the peer's process."""
+PYTHON has bench/peers/requirements.txt installed, PROGRAM comes from bench/peers/sdcpp.sh; without them only our
+own figures are made. For PyTorch its best setting counts: eager, channels-last and torch.compile are tried on a
+small case of each kind of stage, and the choice is remembered in build/bench/settings.json."""
 import argparse
+import datetime
 import json
 import pathlib
+import platform
+import statistics
 import subprocess
 import sys
+import threading
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER, RESULTS = ROOT / "build/bench", ROOT / "build/bench.json"
+PRODUCTS = ("linear", "attention", "conv", "upsample_conv")
 VAE22 = dict(base_dim=160, decoder_base_dim=256, z_dim=48, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
              temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12, patch_size=2,
              scale_factor_spatial=16, scale_factor_temporal=4, latents_mean=[0.0] * 48, latents_std=[1.0] * 48)
@@ -26,96 +35,292 @@ def transformer(heads, ffn, channels):
                 out_channels=channels, text_dim=4096, freq_dim=256, ffn_dim=ffn, num_layers=2)
 
 
-# name, our arguments, the peer's stage, its dims, its size, runs
+# checkpoint -> arguments of tools/make_checkpoint.py
+CHECKPOINTS = {name: ["--preset", preset, "--layers", "2", "--t5-layers", "2", "--t5-vocab", "1024"]
+               for name, preset in (("5b", "ti2v-5B"), ("a14b", "t2v-A14B"))}
+# kind -> stage, checkpoint, file for us and for stable-diffusion.cpp, dims for PyTorch, small case, settings to try
+SAFE, TEXT = "diffusion_pytorch_model.safetensors", "models_t5_umt5-xxl-enc-bf16.pth"
+COMPILE, LAST = ["--compile"], ["--channels-last"]
+KINDS = {
+    "text": ("text", "5b", TEXT, TEXT, T5, ["--tokens", "64"], [[], COMPILE]),
+    "5b": ("dit", "5b", SAFE, SAFE, transformer(24, 14336, 48), ["--latent", "4,32,32"], [[], COMPILE]),
+    "a14b": ("dit", "a14b", "high_noise_model/" + SAFE, "high_noise_model/" + SAFE, transformer(40, 13824, 16),
+             ["--latent", "4,32,32"], [[], COMPILE]),
+    "decode22": ("vae-decode", "5b", "Wan2.2_VAE.pth", "Wan2.2_VAE.pth", VAE22, ["--latent", "2,22,40"],
+                 [[], LAST]),
+    "encode22": ("vae-encode", "5b", "Wan2.2_VAE.pth", "Wan2.2_VAE.pth", VAE22, ["--video", "1,352,640"],
+                 [[], LAST]),
+    "decode21": ("vae-decode", "a14b", "Wan2.1_VAE.pth", "Wan2.1_VAE.pth", dict(z_dim=16), ["--latent", "2,30,52"],
+                 [[], LAST]),
+    "encode21": ("vae-encode", "a14b", "Wan2.1_VAE.pth", "Wan2.1_VAE.pth", dict(z_dim=16), ["--video", "5,240,416"],
+                 [[], LAST]),
+}
+# name, kind, size, runs, whether stable-diffusion.cpp is measured too (its larger cases take many minutes)
 STAGES = [
-    ("UMT5-XXL, 2 layers, 64 tokens", ["text", "--layers", "2", "--tokens", "64"], "text", T5, ["--tokens", "64"], 9),
-    ("UMT5-XXL, 2 layers, 512 tokens", ["text", "--layers", "2"], "text", T5, ["--tokens", "512"], 5),
-    ("5B, 2 blocks, 1,024 tokens", ["dit-5b", "-s", "512x512", "-f", "13"], "dit", transformer(24, 14336, 48),
-     ["--latent", "4,32,32"], 5),
-    ("5B, 2 blocks, 4,096 tokens", ["dit-5b", "-s", "1024x1024", "-f", "13"], "dit", transformer(24, 14336, 48),
-     ["--latent", "4,64,64"], 5),
-    ("5B, 2 blocks, 8,192 tokens", ["dit-5b", "-s", "1024x1024", "-f", "29"], "dit", transformer(24, 14336, 48),
-     ["--latent", "8,64,64"], 3),
-    ("5B, 2 blocks, 27,280 tokens", ["dit-5b", "-s", "1280x704", "-f", "121"], "dit", transformer(24, 14336, 48),
-     ["--latent", "31,44,80"], 1),
-    ("A14B, 2 blocks, 4,096 tokens", ["dit-14b", "-s", "512x512", "-f", "13"], "dit", transformer(40, 13824, 16),
-     ["--latent", "4,64,64"], 3),
-    ("VAE 2.2 decode, 13 frames 640x352", ["vae22-decode", "-s", "640x352", "-f", "13"], "vae-decode", VAE22,
-     ["--latent", "4,22,40"], 3),
-    ("VAE 2.2 decode, 13 frames 1280x704", ["vae22-decode", "-s", "1280x704", "-f", "13"], "vae-decode", VAE22,
-     ["--latent", "4,44,80"], 1),
-    ("VAE 2.2 encode, 1 frame 1280x704", ["vae22-encode", "-s", "1280x704", "-f", "1"], "vae-encode", VAE22,
-     ["--video", "1,704,1280"], 3),
-    ("VAE 2.1 decode, 13 frames 832x480", ["vae21-decode", "-s", "832x480", "-f", "13"], "vae-decode",
-     dict(z_dim=16), ["--latent", "4,60,104"], 1),
-    ("VAE 2.1 encode, 13 frames 832x480", ["vae21-encode", "-s", "832x480", "-f", "13"], "vae-encode",
-     dict(z_dim=16), ["--video", "13,480,832"], 1),
+    ("UMT5-XXL, 2 layers, 64 tokens", "text", ["--tokens", "64"], 9, True),
+    ("UMT5-XXL, 2 layers, 512 tokens", "text", ["--tokens", "512"], 7, True),
+    ("5B, 2 blocks, 1,024 tokens", "5b", ["--latent", "4,32,32"], 7, True),
+    ("5B, 2 blocks, 4,096 tokens", "5b", ["--latent", "4,64,64"], 5, True),
+    ("5B, 2 blocks, 8,192 tokens", "5b", ["--latent", "8,64,64"], 3, False),
+    ("5B, 2 blocks, 27,280 tokens", "5b", ["--latent", "31,44,80"], 1, False),
+    ("A14B, 2 blocks, 4,096 tokens", "a14b", ["--latent", "4,64,64"], 3, False),
+    ("VAE 2.2 decode, 5 frames 320x176", "decode22", ["--latent", "2,11,20"], 3, True),
+    ("VAE 2.2 decode, 13 frames 640x352", "decode22", ["--latent", "4,22,40"], 2, False),
+    ("VAE 2.2 decode, 13 frames 1280x704", "decode22", ["--latent", "4,44,80"], 1, False),
+    ("VAE 2.2 encode, 1 frame 1280x704", "encode22", ["--video", "1,704,1280"], 3, False),
+    ("VAE 2.1 decode, 13 frames 832x480", "decode21", ["--latent", "4,60,104"], 1, False),
+    ("VAE 2.1 encode, 13 frames 832x480", "encode21", ["--video", "13,480,832"], 1, False),
 ]
-QUICK = {0, 2, 7}
+WARM_FIRST = 20  # seconds: a stage with a floor above half of this warms up with one latent frame only
+
+
+class Failed(Exception):
+    pass
+
+
+class Measured:
+    """A process that makes one run for each line it is sent. It is killed when it is slower than `limit`."""
+
+    def __init__(self, command, limit):
+        self.limit = limit
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, bufsize=1)
+        self.errors = []
+        threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True).start()
+        while not self.line().endswith("ready"):
+            pass
+
+    def line(self):
+        timer = threading.Timer(self.limit, self.process.kill)
+        timer.start()
+        text = self.process.stdout.readline()
+        late = not timer.is_alive()
+        timer.cancel()
+        if not text:
+            self.process.wait()
+            why = [e.strip() for e in self.errors if e.strip()]
+            raise Failed(f"more than {self.limit:.0f} s" if late else why[-1] if why else "ended early")
+        return text.strip()
+
+    def run(self):
+        self.process.stdin.write("\n")
+        return float(self.line().split()[-1])
+
+    def finish(self):
+        self.process.stdin.close()
+        result = json.loads(self.line())
+        self.process.wait()
+        return result
 
 
 def run_json(command):
     p = subprocess.run(command, capture_output=True, text=True)
     if p.returncode:
-        return {"error": (p.stderr.strip().splitlines() or ["failed"])[-1]}
+        raise Failed((p.stderr.strip().splitlines() or ["failed"])[-1])
     return json.loads(p.stdout.strip().splitlines()[-1])
 
 
-def ours(a, args, precision, runs):
-    command = [f"{a.build}/wan", "bench", "--backend", "cpu", "--layers", "2", "--json", "--precision", precision,
-               "--repeat", str(runs), "--stage", *args]
-    if a.threads:
-        command += ["--threads", str(a.threads)]
-    r = run_json(command)
-    return r if "error" in r or "seconds" in r else {"error": r.get("skipped", "no result")}
+def load(path, default):
+    return json.loads(path.read_text()) if path.exists() else default
 
 
-def peer(python, stage, dims, size, precision, runs, threads):
-    command = [python, str(ROOT / "bench/peers/torch_stage.py"), stage, "--dims", json.dumps(dims), *size,
-               "--precision", precision, "--runs", str(runs), "--threads", str(threads)]
-    tries = [run_json(command)]
-    if stage.startswith("vae"):
-        tries.append(run_json(command + ["--channels-last"]))
-    good = [t for t in tries if "seconds" in t]
-    return min(good, key=lambda t: t["seconds"]) if good else tries[0]
+class Bench:
+    def __init__(self, a):
+        self.a, self.deadline = a, time.monotonic() + a.budget
+        self.data = load(RESULTS, {"rows": []})
+        self.settings = load(FOLDER / "settings.json", {})
+
+    def save(self):
+        RESULTS.write_text(json.dumps(self.data, indent=1) + "\n")
+        (FOLDER / "settings.json").write_text(json.dumps(self.settings, indent=1) + "\n")
+
+    def ceilings(self):
+        """Products: the fastest of all oneDNN versions at hand; so no stage is compared with a slow library."""
+        threads = ["--threads", str(self.a.threads)]
+        ours = run_json([f"{self.a.build}/bench/wan_bench_peak", *threads, "--seconds", "0.7"])
+        all_of_them = [ours]
+        if self.a.peer_python:
+            all_of_them.append(run_json([self.a.peer_python, str(ROOT / "bench/peers/torch_stage.py"), "peak", *threads]))
+        model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        self.data["machine"] = {"cpu": model[0] if model else platform.machine(), "threads": ours["threads"],
+                                "date": datetime.date.today().isoformat()}
+        self.data["ceilings"] = {"measured": all_of_them, "copy_bytes": ours["copy_bytes"]}
+        for key in ("bf16_flops", "f32_flops"):
+            self.data["ceilings"][key] = max(c[key] for c in all_of_them)
+
+    def checkpoint(self, name):
+        path = FOLDER / name
+        if not (path / "done").exists():
+            subprocess.run([self.a.peer_python or sys.executable, str(ROOT / "tools/make_checkpoint.py"),
+                            *CHECKPOINTS[name], "--dtype", "bf16", "--vae-dtype", "bf16", "--fast", str(path)],
+                           check=True, stdout=subprocess.DEVNULL)
+            (path / "done").touch()
+        return path
+
+    def common(self, precision, size, warm):
+        return [*size, "--threads", str(self.data["machine"]["threads"]), "--stdin", "1", "--warm", warm]
+
+    def ours(self, kind, precision, size, warm):
+        stage, name, file = KINDS[kind][:3]
+        return [f"{self.a.build}/bench/wan_bench_stages", stage, "--model", str(self.checkpoint(name) / file),
+                "--precision", precision, *self.common(precision, size, warm)]
+
+    def torch(self, kind, precision, size, warm, setting):
+        stage, dims = KINDS[kind][0], KINDS[kind][4]
+        common = self.common(precision, size, warm)
+        common.remove("1")  # a plain switch there
+        return [self.a.peer_python, str(ROOT / "bench/peers/torch_stage.py"), stage, "--dims", json.dumps(dims),
+                "--precision", precision, *common, *setting]
+
+    def sdcpp(self, kind, precision, size, warm):
+        """Flash attention and direct convolution are faster in every case tried, f16 than bf16."""
+        stage, name, _, file = KINDS[kind][:4]
+        kept = ["--type", "f16" if precision == "bf16" else "f32"] if stage in ("dit", "text") else []
+        return [self.a.sdcpp, stage, "--model", str(self.checkpoint(name) / file), *kept, "--flash", "1",
+                "--direct", "1", *self.common(precision, size, warm)]
+
+    def setting(self, kind, precision):
+        """PyTorch's fastest setting for this kind of stage, tried on a small case."""
+        key = f"{kind}, {precision}"
+        if key not in self.settings:
+            tried = {}
+            for setting in KINDS[kind][6]:
+                name = " ".join(setting).replace("--", "") or "eager"
+                try:
+                    p = Measured(self.torch(kind, precision, KINDS[kind][5], "full", setting), 300)
+                    tried[name] = min(p.run() for _ in range(3))
+                    p.finish()
+                except Failed as e:
+                    tried[name] = str(e)
+            good = {k: v for k, v in tried.items() if isinstance(v, float)}
+            self.settings[key] = {"use": min(good, key=good.get) if good else "eager", "tried": tried}
+            self.save()
+        return self.settings[key]
+
+    def floor(self, ours, precision):
+        """Seconds: every kind of operation takes its products at the ceiling or its bytes at the copy rate,
+        whichever is more. Pixels that are replicated before a convolution need 4 of 9 taps."""
+        c, seconds = self.data["ceilings"], 0
+        for name, (flops, moved) in ours["work"].items():
+            needed = flops * (4 / 9 if name == "upsample_conv" else 1) if name in PRODUCTS else 0
+            seconds += max(needed / c[precision + "_flops"], moved / c["copy_bytes"])
+        return seconds
+
+    def competitors(self, kind, precision, size, warm, with_sdcpp):
+        yield "ours", self.ours(kind, precision, size, warm)
+        if self.a.peer_python:
+            use = self.setting(kind, precision)["use"]
+            yield "torch", self.torch(kind, precision, size, warm, ["--" + use] if use != "eager" else [])
+        if self.a.sdcpp and with_sdcpp:
+            yield "sdcpp", self.sdcpp(kind, precision, size, warm)
+
+    def measure(self, name, kind, size, runs, with_sdcpp, precision):
+        row, processes, seconds = {"name": name, "precision": precision}, {}, {}
+        known = [r for r in self.data["rows"] if r["name"] == name and r.get("floor")]
+        long = (precision == "f32" or any(r["floor"] > WARM_FIRST / 2 for r in known) or runs == 1)
+        warm = "first" if long and "latent" in size[0] or runs == 1 else "full"
+        for who, command in self.competitors(kind, precision, size, warm, with_sdcpp):
+            try:
+                processes[who] = Measured(command, self.a.limit)
+            except Failed as e:
+                row[who] = {"error": str(e)}
+        for _ in range(self.a.runs or runs):
+            for who, p in list(processes.items()):
+                try:
+                    seconds.setdefault(who, []).append(p.run())
+                except Failed as e:
+                    row[who] = {"error": str(e)}
+                    del processes[who]
+        for who, p in processes.items():
+            row[who] = p.finish() | {"seconds": statistics.median(seconds[who]), "all": seconds[who]}
+        if "seconds" in row.get("ours", {}):
+            row["floor"] = self.floor(row["ours"], precision)
+        if "torch" in row:
+            row["torch"]["setting"] = self.settings[f"{kind}, {precision}"]["use"]
+        return row
+
+    def keep(self, row):
+        rows = {(r["name"], r["precision"]): r for r in self.data["rows"]}
+        rows[row["name"], row["precision"]] = row
+        order = {name: i for i, (name, *_) in enumerate(STAGES)}
+        self.data["rows"] = sorted(rows.values(), key=lambda r: (r["precision"], order.get(r["name"], 99)))
+        self.save()
+
+    def run(self):
+        self.ceilings()
+        print(heading(self.data), flush=True)
+        for precision in self.a.precision:
+            for name, kind, size, runs, with_sdcpp in STAGES:
+                if self.a.only and not any(s in name for s in self.a.only):
+                    continue
+                if time.monotonic() > self.deadline:
+                    print(f"| {name}, {precision}: not run, the time budget is spent |")
+                    continue
+                row = self.measure(name, kind, size, runs, with_sdcpp, precision)
+                self.keep(row)
+                print(line(row), flush=True)
 
 
-def row(name, ours, theirs):
-    cells = [name, f"{ours['seconds']:.3f}" if "seconds" in ours else ours["error"]]
-    cells.append(f"{ours['flops'] / ours['seconds'] / 1e9:.0f}" if "seconds" in ours else "")
-    cells.append(f"{ours['memory_peak'] / 2**30:.2f}" if "seconds" in ours else "")
-    if theirs:
-        cells.append(f"{theirs['seconds']:.3f}" if "seconds" in theirs else theirs["error"])
-        cells.append(f"{theirs['rss_peak_bytes'] / 2**30:.2f}" if "seconds" in theirs else "")
-        both = "seconds" in ours and "seconds" in theirs
-        cells.append(f"{theirs['seconds'] / ours['seconds']:.2f}x" if both else "")
+# ---- The table ----
+
+HEAD = ["stage", "ours, s", "floor, s", "share", "GiB engine / OS", "PyTorch, s", "setting", "GiB", "time ratio",
+        "memory ratio", "sd.cpp, s", "GiB", "time ratio"]
+
+
+def heading(data):
+    c, m = data["ceilings"], data["machine"]
+    return (f"{m['cpu']}, {m['threads']} threads, {m['date']}: products {c['bf16_flops'] / 1e9:.0f} GFLOP/s in bf16, "
+            f"{c['f32_flops'] / 1e9:.0f} in f32; copying {c['copy_bytes'] / 1e9:.1f} GB/s (read and written)\n\n"
+            "| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
+
+
+def gib(result, key="rss_peak_bytes"):
+    return f"{result[key] / 2**30:.2f}"
+
+
+def line(row):
+    ours = row["ours"]
+    cells = [f"{row['name']}, {row['precision']}"]
+    if "error" in ours:
+        return "| " + " | ".join(cells + [ours["error"]]) + " |"
+    cells += [f"{ours['seconds']:.3f}", f"{row['floor']:.3f}", f"{100 * row['floor'] / ours['seconds']:.0f}%",
+              f"{gib(ours, 'engine_peak_bytes')} / {gib(ours)}"]
+    for who in ("torch", "sdcpp"):
+        peer = row.get(who)
+        if not peer or "error" in peer:
+            cells += [(peer or {}).get("error", "")] + [""] * (4 if who == "torch" else 2)
+            continue
+        cells.append(f"{peer['seconds']:.3f}")
+        cells += [peer["setting"]] if who == "torch" else []
+        cells += [gib(peer), f"{peer['seconds'] / ours['seconds']:.2f}"]
+        cells += [f"{ours['rss_peak_bytes'] / peer['rss_peak_bytes']:.2f}"] if who == "torch" else []
     return "| " + " | ".join(cells) + " |"
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--build", default=str(ROOT / "build/release"))
-    p.add_argument("--peer-python", default="")
-    p.add_argument("--precision", nargs="+", default=["bf16"])
-    p.add_argument("--stages", nargs="+", default=[])
+    p.add_argument("--peer-python", default="", help="interpreter with bench/peers/requirements.txt")
+    p.add_argument("--sdcpp", default="", help="program made by bench/peers/sdcpp.sh")
+    p.add_argument("--precision", nargs="+", default=["bf16"], choices=["bf16", "f32"])
+    p.add_argument("--only", nargs="+", default=[], help="stages whose name holds one of these texts")
+    p.add_argument("--budget", type=float, default=1e9, help="seconds after which no further stage is begun")
+    p.add_argument("--limit", type=float, default=1800, help="seconds after which a single run is given up")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--runs", type=int, default=0)
-    p.add_argument("--quick", action="store_true")
+    p.add_argument("--table", action="store_true", help="print the table of the figures there are, measure nothing")
     a = p.parse_args()
-    python = a.peer_python or sys.executable
-    head = ["stage", "ours, s", "GFLOP/s", "GiB"] + (["PyTorch, s", "GiB", "ratio"] if a.peer_python else [])
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    results = []
-    for precision in a.precision:
-        for i, (name, args, stage, dims, size, runs) in enumerate(STAGES):
-            if (a.stages and not any(s in name for s in a.stages)) or (a.quick and i not in QUICK):
-                continue
-            runs = a.runs or runs
-            own = ours(a, args, precision, runs)
-            theirs = peer(python, stage, dims, size, precision, runs, a.threads) if a.peer_python else None
-            print(row(f"{name}, {precision}", own, theirs), flush=True)
-            results.append({"name": name, "precision": precision, "ours": own, "peer": theirs})
-            (ROOT / "build/bench.json").write_text(json.dumps(results, indent=1))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    bench = Bench(a)
+    if not a.table:
+        bench.run()
+        if not a.peer_python:
+            print("\nPyTorch's figures: python3 -m venv .venv-peers && .venv-peers/bin/pip install -r "
+                  "bench/peers/requirements.txt, then make bench PEER_PYTHON=.venv-peers/bin/python")
+        if not a.sdcpp:
+            print("stable-diffusion.cpp's: make bench SDCPP=$(bench/peers/sdcpp.sh)")
+    elif bench.data["rows"]:
+        print("\n".join([heading(bench.data), *(line(r) for r in bench.data["rows"])]))
 
 
 if __name__ == "__main__":

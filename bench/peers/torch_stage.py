@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""One stage of Wan in diffusers/transformers on PyTorch, timed as `wan bench` times ours, as a line of JSON.
+"""One stage of Wan in diffusers/transformers on PyTorch, timed as ours are, as a line of JSON.
 
 torch_stage.py STAGE --dims JSON [--device cpu|cuda] [--precision bf16|f32] [--threads N] [--runs N] [--compile]
-               [--channels-last] [--cudnn] [--latent T,h,w | --video F,H,W | --tokens N]
+               [--channels-last] [--cudnn] [--latent T,h,w | --video F,H,W | --tokens N] [--warm first] [--stdin]
+torch_stage.py peak
 
 Weights are random; --dims holds the constructor arguments of the module. Peak memory is the process's on the CPU,
-PyTorch's own account on a device. measure() is the same for other scripts."""
+PyTorch's own account on a device. measure() is the same for other scripts. --warm and --stdin are as in
+bench/bench_stages.c. peak: FLOP/s of a large product, by PyTorch's own oneDNN."""
 import argparse
 import gc
 import json
 import resource
 import statistics
+import sys
 import time
 
 import torch
@@ -18,8 +21,8 @@ import torch
 
 def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("stage", choices=["dit", "vae-decode", "vae-encode", "text"])
-    p.add_argument("--dims", type=json.loads, required=True)
+    p.add_argument("stage", choices=["dit", "vae-decode", "vae-encode", "text", "peak"])
+    p.add_argument("--dims", type=json.loads, default={})
     p.add_argument("--device", default="cpu")
     p.add_argument("--precision", default="bf16", choices=["bf16", "f32"])
     p.add_argument("--threads", type=int, default=0)
@@ -30,6 +33,8 @@ def parse(argv=None):
     for name in ("latent", "video"):
         p.add_argument("--" + name, type=lambda s: tuple(map(int, s.split(","))))
     p.add_argument("--tokens", type=int, default=512)
+    p.add_argument("--warm", choices=["full", "first"], default="full")
+    p.add_argument("--stdin", action="store_true")
     return p.parse_args(argv)
 
 
@@ -53,35 +58,53 @@ def dit(a, dtype):
     channels = a.dims["in_channels"]
     x = torch.randn(1, channels, T, h, w, device=a.device, dtype=dtype)
     text = torch.randn(1, 512, a.dims["text_dim"], device=a.device, dtype=dtype)
-    # the 5B pipeline gives every token a time of its own
-    t = torch.full((1, T * (h // 2) * (w // 2)) if channels == 48 else (1,), 500.0, device=a.device)
-    return lambda: m(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)
+    # the 5B pipeline gives every token a time of its own; beside few layers that would be most of the work
+    own_times = channels == 48 and a.dims["num_layers"] > 2
+    t = torch.full((1, T * (h // 2) * (w // 2)) if own_times else (1,), 500.0, device=a.device)
+    return lambda n: m(hidden_states=x[:, :, :n], timestep=t, encoder_hidden_states=text, return_dict=False)
 
 
 def vae(a, dtype):
     from diffusers import AutoencoderKLWan
 
     m = build(AutoencoderKLWan, a, dtype, **a.dims)
+    decode = a.stage == "vae-decode"
+    if a.compile:
+        part = "decoder" if decode else "encoder"
+        setattr(m, part, torch.compile(getattr(m, part)))
+    F, H, W = a.latent if decode else a.video
+    if decode:
+        x = torch.randn(1, a.dims["z_dim"], F, H, W, device=a.device, dtype=dtype)
+    else:
+        x = torch.rand(1, 3, F, H, W, device=a.device, dtype=dtype) * 2 - 1
     if a.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
         for p in m.parameters():
             if p.ndim == 5:
                 p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
-    if a.stage == "vae-decode":
-        T, h, w = a.latent
-        z = torch.randn(1, a.dims["z_dim"], T, h, w, device=a.device, dtype=dtype)
-        return lambda: m.decode(z)
-    F, H, W = a.video
-    x = torch.rand(1, 3, F, H, W, device=a.device, dtype=dtype) * 2 - 1
-    return lambda: m.encode(x)
+    run = m.decode if decode else m.encode
+    return lambda n: run(x[:, :, :n])
 
 
 def text(a, dtype):
     from transformers import UMT5Config, UMT5EncoderModel
 
     m = build(UMT5EncoderModel, a, dtype, config=UMT5Config(**a.dims))
+    if a.compile:
+        m = torch.compile(m)
     ids = torch.randint(0, a.dims["vocab_size"] - 1, (1, a.tokens), device=a.device)
     mask = torch.ones_like(ids)
-    return lambda: m(ids, attention_mask=mask)
+    return lambda n: m(ids, attention_mask=mask)
+
+
+def turns(a):
+    """The runs: one for each line of input, or as many as asked for."""
+    if not a.stdin:
+        yield from range(a.runs)
+        return
+    print("ready", flush=True)
+    for i, _ in enumerate(sys.stdin):
+        yield i
 
 
 def measure(a):
@@ -94,15 +117,23 @@ def measure(a):
     if a.compile:
         torch._dynamo.reset()  # shapes seen before would be compiled as variable, and slower
     body = {"dit": dit, "vae-decode": vae, "vae-encode": vae, "text": text}[a.stage](a, dtype)
-    seconds = []
+    frames, seconds = (a.latent or a.video or (1,))[0], []
+
+    def run(n):
+        t0 = time.perf_counter()
+        body(n)
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - t0
+
     with torch.no_grad():
-        for i in range(-2 if a.compile else -1, a.runs):
-            t0 = time.perf_counter()
-            body()
-            if cuda:
-                torch.cuda.synchronize()
-            if i >= 0:
-                seconds.append(time.perf_counter() - t0)
+        if a.compile:
+            run(frames)
+        run(1 if a.warm == "first" and not a.compile else frames)
+        for _ in turns(a):
+            seconds.append(run(frames))
+            if a.stdin:
+                print(f"{seconds[-1]:.6f}", flush=True)
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del body
     gc.collect()
@@ -110,15 +141,30 @@ def measure(a):
         torch.cuda.empty_cache()
     return {"stage": a.stage, "backend": "torch " + torch.__version__, "precision": a.precision,
             "threads": torch.get_num_threads(), "seconds": statistics.median(seconds), "min": min(seconds),
-            "max": max(seconds), "runs": a.runs, "rss_peak_bytes": peak, "compile": a.compile,
+            "max": max(seconds), "runs": len(seconds), "rss_peak_bytes": peak, "compile": a.compile,
             "channels_last": a.channels_last, "cudnn": a.cudnn}
+
+
+def ceiling():
+    """The best median FLOP/s of square products."""
+    best = {}
+    for name, dtype, sizes in (("bf16", torch.bfloat16, (2048, 4096)), ("f32", torch.float32, (2048,))):
+        for n in sizes:
+            x, y, seconds = torch.rand(n, n, dtype=dtype), torch.rand(n, n, dtype=dtype), []
+            for _ in range(6):
+                t0 = time.perf_counter()
+                torch.mm(x, y)
+                seconds.append(time.perf_counter() - t0)
+            best[name] = max(best.get(name, 0), 2 * n**3 / statistics.median(seconds[1:]))
+    return {"library": "torch " + torch.__version__, "threads": torch.get_num_threads(),
+            "bf16_flops": best["bf16"], "f32_flops": best["f32"]}
 
 
 def main():
     a = parse()
     if a.threads:
         torch.set_num_threads(a.threads)
-    print(json.dumps(measure(a)))
+    print(json.dumps(ceiling() if a.stage == "peak" else measure(a)))
 
 
 if __name__ == "__main__":

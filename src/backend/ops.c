@@ -64,11 +64,15 @@ static double size_of(tensor t) {
   return (double)tensor_bytes(&t);
 }
 
-char *backend_profile_text(backend *be) {
+const char *backend_profile_name(profile_op op) {
   static const char *const names[PROF_COUNT] = {
       "linear",   "ada_norm",     "layer_norm",  "rms_norm",      "qk_norm_rope", "attention",
       "gate_add", "channel_norm", "conv",        "upsample_conv", "elementwise",  "reshape",
       "embed",    "reduce",       "weight_load", "transfer"};
+  return names[op];
+}
+
+char *backend_profile_text(backend *be) {
   if (!be->profile) return NULL;
   double total = 0;
   for (int i = 0; i < PROF_COUNT; i++) total += be->profile->row[i].seconds;
@@ -81,9 +85,10 @@ char *backend_profile_text(backend *be) {
     const backend_profile_row *r = &be->profile->row[i];
     if (!r->calls || used >= cap) continue;
     double s = r->seconds > 1e-12 ? r->seconds : 1e-12;
-    used += (size_t)snprintf(text + used, cap - used, "%-14s %9llu %10.3f %9.1f %9.2f %6.1f%%\n", names[i],
-                             (unsigned long long)r->calls, r->seconds, r->flops / s / 1e9, r->bytes / s / 1e9,
-                             total > 0 ? 100 * r->seconds / total : 0);
+    used +=
+        (size_t)snprintf(text + used, cap - used, "%-14s %9llu %10.3f %9.1f %9.2f %6.1f%%\n",
+                         backend_profile_name((profile_op)i), (unsigned long long)r->calls, r->seconds,
+                         r->flops / s / 1e9, r->bytes / s / 1e9, total > 0 ? 100 * r->seconds / total : 0);
   }
   return text;
 }
@@ -533,13 +538,6 @@ void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight 
   settle(be, be->ops->upsample_conv(be, x, w, bias, out));
   profile_stop(be, PROF_UPSAMPLE_CONV, t0, 18.0 * (double)tensor_count(&out) * (double)k->dim[1],
                size_of(x) + size_of(out));
-}
-
-tensor op_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias) {
-  if (be->failed || !usable(x) || x.ndim != 4) return (tensor){0};
-  tensor y = TENSOR_NEW(be, be->act, x.dim[0], 2 * x.dim[1], 2 * x.dim[2], w->src.dim[0]);
-  op_upsample_conv_into(be, x, w, bias, y);
-  return unless_failed(be, y);
 }
 
 void op_time_unshuffle_into(backend *be, tensor x, tensor out) {

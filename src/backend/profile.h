@@ -33,4 +33,6 @@ struct backend_profile {
   backend_profile_row row[PROF_COUNT];
 };
 
+const char *backend_profile_name(profile_op op);
+
 #endif
