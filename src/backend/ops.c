@@ -481,6 +481,10 @@ static bool frames_fit(const conv_spec *s, int64_t T) {
   return T <= CONV_FRAMES_MAX;
 }
 
+static double kernel_bytes(const weight *w) {
+  return (double)tensor_count(&w->src) * (double)dtype_size(w->type);
+}
+
 /* The result's dims of a convolution that fits; false (and the failed state) otherwise. */
 static bool conv_shape(backend *be, tensor x, const weight *w, const conv_spec *s, int64_t dim[4]) {
   if (be->failed) return false;
@@ -514,7 +518,7 @@ void op_conv_into(backend *be, tensor x, const weight *w, const weight *bias, co
   double t0 = profile_start(be);
   settle(be, be->ops->conv(be, x, w, bias, s, residual, out));
   profile_stop(be, PROF_CONV, t0, 2.0 * (double)tensor_count(&out) * (double)(tensor_count(k) / k->dim[0]),
-               size_of(x) + size_of(out) + size_of(residual));
+               size_of(x) + size_of(out) + size_of(residual) + kernel_bytes(w));
 }
 
 tensor op_conv(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *s,
@@ -537,7 +541,7 @@ void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight 
   double t0 = profile_start(be);
   settle(be, be->ops->upsample_conv(be, x, w, bias, out));
   profile_stop(be, PROF_UPSAMPLE_CONV, t0, 18.0 * (double)tensor_count(&out) * (double)k->dim[1],
-               size_of(x) + size_of(out));
+               size_of(x) + size_of(out) + kernel_bytes(w));
 }
 
 void op_time_unshuffle_into(backend *be, tensor x, tensor out) {
