@@ -67,10 +67,15 @@ typedef struct wan_context_params {
   const char *backend; /* "ref", "cpu", "cuda", or NULL: the best one this machine runs */
   wan_precision precision;
   int threads;           /* CPU threads; 0: one per available core */
-  uint64_t memory_limit; /* bytes the engine may hold; 0: what the machine has available */
+  uint64_t memory_limit; /* bytes of host memory the engine may hold; 0: what the machine has available */
   bool profile;          /* collect per-operation times, see wan_context_profile() */
   wan_log_fn log;        /* NULL: silent */
   void *log_user;
+  /* Bytes of the device's memory the process may take, the driver's own share included; 0: what is free there
+   * less a reserve. A run that can't keep to it is refused before it starts. */
+  uint64_t device_limit;
+  /* Open no device: the context can plan for `backend` ("cuda" with a device_limit) but not compute. */
+  bool plan_only;
 } wan_context_params;
 
 WAN_API void wan_context_params_init(wan_context_params *params);
@@ -84,6 +89,10 @@ WAN_API void wan_context_cancel(wan_context *context);
  * file while they are loaded, activations, caches. On the CPU this follows the process's resident set. */
 WAN_API uint64_t wan_context_memory(const wan_context *context);
 WAN_API uint64_t wan_context_memory_peak(const wan_context *context);
+/* The same of the device's own memory, counted apart from the host's: all this process has there, the
+ * driver's context and the libraries' workspaces included. 0 with a backend that computes in host memory. */
+WAN_API uint64_t wan_context_device_memory(const wan_context *context);
+WAN_API uint64_t wan_context_device_memory_peak(const wan_context *context);
 /* Name of the backend in use ("cpu", ...). */
 WAN_API const char *wan_context_backend(const wan_context *context);
 /* A table of per-operation calls, time, FLOP/s and GB/s as text; empty unless params.profile.
@@ -136,10 +145,11 @@ typedef struct wan_progress {
   int step, steps; /* of the stage: denoising steps, decoded frames, text layers */
   double fraction; /* of the whole run, 0..1, never decreasing */
   double seconds_elapsed;
-  double seconds_left;  /* estimate; negative while there is none yet */
-  const char *expert;   /* "high", "low" or NULL */
-  uint64_t memory;      /* bytes held now */
-  uint64_t memory_peak; /* most bytes held in this stage so far */
+  double seconds_left;                        /* estimate; negative while there is none yet */
+  const char *expert;                         /* "high", "low" or NULL */
+  uint64_t memory;                            /* bytes held now */
+  uint64_t memory_peak;                       /* most bytes held in this stage so far */
+  uint64_t device_memory, device_memory_peak; /* the same on the device */
 } wan_progress;
 typedef void (*wan_progress_fn)(void *user, const wan_progress *progress);
 /* A rough picture of the current x0 estimate: rgb[height*width*3], valid during the call. */
@@ -218,6 +228,7 @@ typedef struct wan_generate_result {
   double fps;
   double seconds[WAN_STAGE_COUNT];
   uint64_t memory_peak[WAN_STAGE_COUNT];
+  uint64_t device_memory_peak[WAN_STAGE_COUNT];
 } wan_generate_result;
 
 WAN_API void wan_generate_params_init(wan_generate_params *params);
@@ -247,9 +258,16 @@ typedef struct wan_plan {
   int width, height, frames, steps, experts;
   int64_t tokens;
   double flops[WAN_STAGE_COUNT];
-  double seconds[WAN_STAGE_COUNT];       /* estimate for this machine */
-  uint64_t memory_peak[WAN_STAGE_COUNT]; /* bytes */
-  bool fits;                             /* within the context's memory limit */
+  double seconds[WAN_STAGE_COUNT];              /* estimate for this machine */
+  uint64_t memory_peak[WAN_STAGE_COUNT];        /* bytes of host memory */
+  bool fits;                                    /* within the context's memory limits */
+  uint64_t device_memory_peak[WAN_STAGE_COUNT]; /* bytes of device memory; 0: the backend has none */
+  uint64_t device_budget;                       /* bytes of device memory that may be used */
+  uint64_t weights[WAN_STAGE_COUNT];            /* bytes of a stage's weights in the backend's form */
+  uint64_t resident[WAN_STAGE_COUNT];           /* bytes of them that stay loaded; the rest is streamed */
+  int blocks, blocks_resident;                  /* of the transformer */
+  bool timed;                                   /* seconds are known: false for a context that plans only */
+  char refusal[512]; /* when it does not fit: what is short, and the smallest change that would make it fit */
 } wan_plan;
 WAN_API void wan_plan_init(wan_plan *plan);
 /* Expected memory and time, from the checkpoint's headers alone: nothing is loaded. */
@@ -282,7 +300,8 @@ typedef struct wan_bench_row {
   double flops, bytes;  /* of one run; bytes: of the weights, or copied */
   int64_t tokens;       /* of transformer and text encoder */
   bool streamed;        /* not all weights fit: some are loaded anew in every run */
-  uint64_t memory_peak; /* bytes the engine held, device and host */
+  uint64_t memory_peak; /* bytes of host memory the engine held */
+  uint64_t device_memory_peak; /* of device memory; 0 where there is none */
 } wan_bench_row;
 typedef void (*wan_bench_fn)(void *user, const wan_bench_row *row);
 WAN_API void wan_bench_params_init(wan_bench_params *params);

@@ -59,8 +59,10 @@ wan_status wan_generate(wan_model *m, const wan_generate_params *params, wan_gen
     memcpy(result, &full, size < sizeof full ? size : sizeof full);
     result->size = size;
   }
-  for (int i = 0; i < WAN_STAGE_COUNT; i++)
+  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
     if (full.memory_peak[i] > c->peak) c->peak = full.memory_peak[i];
+    if (full.device_memory_peak[i] > c->device_peak) c->device_peak = full.device_memory_peak[i];
+  }
   atomic_store(&c->core.cancelled, false); /* one that came too late was for this run, not for the next */
   return context_done(c, s);
 }

@@ -29,8 +29,10 @@ wan_status wan_context_create(const wan_context_params *params, wan_context **ou
   c->core.log = p.log;
   c->core.log_user = p.log_user;
   c->core.mem_limit = p.memory_limit;
+  c->core.device_limit = p.device_limit;
   backend_config config = {p.backend, p.precision, p.threads, p.profile};
-  wan_status s = backend_open(&c->core, &config, &c->be);
+  wan_status s =
+      p.plan_only ? backend_open_dry(&c->core, &config, &c->be) : backend_open(&c->core, &config, &c->be);
   if (s != WAN_OK) { /* there is no context to keep the message: it goes to the log */
     core_log(&c->core, WAN_LOG_ERROR, "%s", c->core.message);
     core_free(NULL, c);
@@ -51,6 +53,8 @@ void wan_context_destroy(wan_context *c) {
 wan_status context_done(wan_context *c, wan_status status) {
   uint64_t peak = core_mem_peak(&c->core);
   if (peak > c->peak) c->peak = peak;
+  peak = core_device_peak(&c->core);
+  if (peak > c->device_peak) c->device_peak = peak;
   scope_end(c->be, c->base);
   if (status == WAN_OK) return status;
   backend_clear(c->be);
@@ -85,6 +89,15 @@ uint64_t wan_context_memory(const wan_context *c) {
 uint64_t wan_context_memory_peak(const wan_context *c) {
   uint64_t now = core_mem_peak(&c->core);
   return now > c->peak ? now : c->peak;
+}
+
+uint64_t wan_context_device_memory(const wan_context *c) {
+  return core_device_current(&c->core);
+}
+
+uint64_t wan_context_device_memory_peak(const wan_context *c) {
+  uint64_t now = core_device_peak(&c->core);
+  return now > c->device_peak ? now : c->device_peak;
 }
 
 const char *wan_context_backend(const wan_context *c) {

@@ -7,8 +7,9 @@
 struct wan_context {
   core_ctx core;
   backend *be;
-  scope_mark base; /* nothing may be left above it between calls */
-  uint64_t peak;   /* most bytes ever held; core's own peak starts anew with each stage */
+  scope_mark base;      /* nothing may be left above it between calls */
+  uint64_t peak;        /* most bytes ever held; core's own peak starts anew with each stage */
+  uint64_t device_peak; /* the same on the device */
 };
 
 /* Every call that may fail ends here: scopes closed, the backend usable again, a cancellation consumed. */

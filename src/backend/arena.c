@@ -31,6 +31,7 @@ static void chunk_free(backend *be, backend_scope_chunk *c) {
 
 void scope_trim(backend *be) {
   while (be->chunks && !be->top) chunk_free(be, be->chunks);
+  if (be->ops->mem_trim) be->ops->mem_trim(be);
 }
 
 /* The next chunk above the top that holds `bytes`; smaller cached ones in the way are replaced. */

@@ -100,8 +100,14 @@ typedef struct backend_ops {
   /* Memory of this backend; alloc returns NULL with a message on failure. */
   void *(*mem_alloc)(backend *be, size_t bytes);
   void (*mem_free)(backend *be, void *p, size_t bytes);
-  /* Bytes that mem_alloc could still give; NULL where that is the host's memory. */
+  /* Of a backend with memory of its own (a device), NULL where it is the host's: the bytes that mem_alloc
+   * could still give, ignoring the context's limit; ... */
   uint64_t (*mem_available)(backend *be);
+  /* ... take all that a run will need at its peak (as the device account counts), so that nobody else can, or
+   * with 0 give back what is not in use; ... */
+  wan_status (*mem_reserve)(backend *be, uint64_t bytes);
+  /* ... and between stages let go of what was kept for more of the same. */
+  void (*mem_trim)(backend *be);
   wan_status (*upload)(backend *be, void *dst, const void *host, size_t bytes);
   wan_status (*download)(backend *be, void *host, const void *src, size_t bytes);
   wan_status (*copy)(backend *be, void *dst, const void *src, size_t bytes);
@@ -114,6 +120,8 @@ typedef struct backend_ops {
   /* May be NULL. Starts weight_load() beside the operations issued before; those issued later see the weight.
    * A failure is no failure of the backend: the load is tried again when the weight is needed. */
   void (*weight_prefetch)(backend *be, weight *w);
+  /* Bytes that the loaded form takes (data_bytes). May be NULL: f32 or the act dtype, as the role says. */
+  size_t (*weight_bytes)(backend *be, const weight *w);
 
   wan_status (*linear)(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
   wan_status (*ada_norm)(backend *be, tensor x, tensor mod, const token_rows *rows, int shift, int scale,
@@ -164,6 +172,7 @@ struct backend {
   dtype act;         /* dtype of activations */
   int threads;       /* CPU threads in use */
   bool host_memory;  /* tensors of this backend can be read and written by the host directly */
+  bool dry;          /* counts, computes nothing */
   wan_status failed; /* sticky status */
   void *impl;        /* the backend's own state */
   backend_scope_chunk *chunks, *top; /* arena, see arena.c */
@@ -174,9 +183,10 @@ struct backend {
  * An unknown or unavailable name is WAN_ERR_ARGUMENT / WAN_ERR_BACKEND and the message says why. */
 wan_status backend_open(core_ctx *ctx, const backend_config *config, backend **out);
 void backend_close(backend *be);
-/* A backend that computes nothing but counts memory and work (be->profile), for planning. Its tensors have no
- * content: nothing may be read from them. Not among backend_name(). */
-wan_status backend_open_dry(core_ctx *ctx, wan_precision precision, backend **out);
+/* A backend that computes nothing but counts memory and work (be->profile), for planning, by the rules of the
+ * backend config->name: "cuda" has a device's memory, others use the host's. Its tensors have no content:
+ * nothing may be read from them. It needs no device and is not among backend_name(). */
+wan_status backend_open_dry(core_ctx *ctx, const backend_config *config, backend **out);
 /* The i-th backend compiled in, NULL past the last. */
 const char *backend_name(int i);
 /* Status of everything issued so far; does not wait. */
@@ -221,6 +231,10 @@ void tensor_zero(backend *be, tensor dst);
 /* Load / unload one weight (see struct weight). Loading a loaded weight is a no-op. */
 wan_status backend_weight_load(backend *be, weight *w);
 void backend_weight_unload(backend *be, weight *w);
+/* What a loaded weight takes of the backend's memory. */
+size_t backend_weight_bytes(backend *be, const weight *w);
+/* Take a run's whole memory at its start, give it back with 0; a no-op where the host's memory is used. */
+wan_status backend_reserve(backend *be, uint64_t bytes);
 /* Start to load a weight that will be needed soon, where the backend works behind the host. */
 void backend_weight_prefetch(backend *be, weight *w);
 

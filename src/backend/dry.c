@@ -1,32 +1,56 @@
 /* dry.c: a backend that computes nothing. The op wrappers still check every shape, take every result from a
  * scope and count every floating-point operation, and memory is counted although none is taken. So running a
- * model's own code on it says what a run will need, and can't disagree with that code.
+ * model's own code on it says what a run will need, and can't disagree with that code. For a device it counts
+ * what the CUDA backend would take (device.h), on the device's account.
  *
  * Addresses it hands out are only labels: nothing reads or writes them. */
+#include <string.h>
+
 #include "backend/backend.h"
+#include "backend/device.h"
 #include "backend/profile.h"
 
 enum { LABEL_START = 1 << 20, LABEL_ALIGN = 4096 };
 
 typedef struct dry {
+  backend_ops ops;
+  bool device;
   uintptr_t next; /* label of the next allocation */
 } dry;
+
+static void count_bytes(backend *be, size_t bytes, int sign) {
+  const dry *d = be->impl;
+  if (d->device)
+    core_device_add(be->ctx, sign * (int64_t)device_round(bytes));
+  else
+    core_mem_add(be->ctx, sign * (int64_t)bytes);
+}
 
 static void *label(backend *be, size_t bytes) {
   dry *d = be->impl;
   uintptr_t at = d->next;
   d->next += (bytes + LABEL_ALIGN) / LABEL_ALIGN * LABEL_ALIGN;
-  core_mem_add(be->ctx, (int64_t)bytes);
+  count_bytes(be, bytes, 1);
   return (void *)at;
 }
 
 static void dry_close(backend *be) {
+  const dry *d = be->impl;
+  if (d->device) core_device_add(be->ctx, -(int64_t)DEVICE_LEAST_BYTES);
   core_free(be->ctx, be->impl);
 }
 
 static void dry_free(backend *be, void *p, size_t bytes) {
   (void)p;
-  core_mem_add(be->ctx, -(int64_t)bytes);
+  count_bytes(be, bytes, -1);
+}
+
+/* What an operation of a device holds while it runs. */
+static void transient(backend *be, size_t bytes) {
+  const dry *d = be->impl;
+  if (!d->device || !bytes) return;
+  count_bytes(be, bytes, 1);
+  count_bytes(be, bytes, -1);
 }
 
 static wan_status dry_move(backend *be, void *dst, const void *src, size_t bytes) {
@@ -46,23 +70,44 @@ static wan_status dry_sync(backend *be) {
 
 /* What a backend holds of a weight: f32 where the role says so, the act dtype otherwise; an upsampling kernel
  * becomes four phases of 2x2 taps out of 3x3; of a table only the rows in use are read. */
-static wan_status dry_weight_load(backend *be, weight *w) {
+static size_t dry_weight_bytes(backend *be, const weight *w) {
+  const dry *d = be->impl;
+  dtype type;
+  if (d->device) return device_weight_bytes(be->act, w, &type);
   const bool wide = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32;
-  w->type = wide ? DT_F32 : be->act;
-  size_t bytes = (size_t)tensor_count(&w->src) * dtype_size(w->type);
+  size_t bytes = (size_t)tensor_count(&w->src) * dtype_size(wide ? DT_F32 : be->act);
   if (w->role == WEIGHT_CONV_UP) bytes = bytes / 9 * 16;
-  w->data_bytes = w->role == WEIGHT_TABLE ? 0 : bytes;
+  return w->role == WEIGHT_TABLE ? 0 : bytes;
+}
+
+static wan_status dry_weight_load(backend *be, weight *w) {
+  const dry *d = be->impl;
+  w->data_bytes = dry_weight_bytes(be, w);
+  if (d->device)
+    device_weight_bytes(be->act, w, &w->type);
+  else
+    w->type = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32 ? DT_F32 : be->act;
+  if (!w->data_bytes) { /* used in the file */
+    w->data = (void *)(uintptr_t)LABEL_START;
+    return WAN_OK;
+  }
   w->data = label(be, w->data_bytes);
+  transient(be, device_raw_bytes(be->act, w) + device_wide_bytes(be->act, w));
   return WAN_OK;
 }
 
 static void dry_weight_unload(backend *be, weight *w) {
-  dry_free(be, w->data, w->data_bytes);
+  if (w->data_bytes) dry_free(be, w->data, w->data_bytes);
+}
+
+static void dry_weight_prefetch(backend *be, weight *w) {
+  dry_weight_load(be, w);
 }
 
 static wan_status dry_linear(backend *be, tensor x, const weight *w, const weight *b, op_act act,
                              tensor out) {
-  (void)be, (void)x, (void)w, (void)b, (void)act, (void)out;
+  (void)b;
+  transient(be, device_linear_bytes(x, w->type, act, out));
   return WAN_OK;
 }
 
@@ -91,7 +136,8 @@ static wan_status dry_qk_norm_rope(backend *be, tensor x, const weight *gamma, f
 
 static wan_status dry_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *s,
                                 tensor out) {
-  (void)be, (void)q, (void)k, (void)v, (void)s, (void)out;
+  (void)v, (void)out;
+  transient(be, device_attention_bytes(q, k, s->heads));
   return WAN_OK;
 }
 
@@ -117,7 +163,8 @@ static wan_status dry_modulation(backend *be, const weight *base, tensor e, tens
 }
 
 static wan_status dry_embed(backend *be, const weight *table, const int32_t *ids, tensor out) {
-  (void)be, (void)table, (void)ids, (void)out;
+  (void)ids;
+  transient(be, (size_t)out.dim[0] * (size_t)out.dim[1] * dtype_size(table->src.type));
   return WAN_OK;
 }
 
@@ -128,12 +175,14 @@ static wan_status dry_channel_norm(backend *be, tensor x, const weight *gamma, o
 
 static wan_status dry_conv(backend *be, tensor x, const weight *w, const weight *b, const conv_spec *s,
                            tensor residual, tensor out) {
-  (void)be, (void)x, (void)w, (void)b, (void)s, (void)residual, (void)out;
+  (void)w, (void)b, (void)s, (void)residual, (void)out;
+  transient(be, device_conv_bytes(be->act, x));
   return WAN_OK;
 }
 
 static wan_status dry_upsample_conv(backend *be, tensor x, const weight *w, const weight *b, tensor out) {
-  (void)be, (void)x, (void)w, (void)b, (void)out;
+  (void)w, (void)b, (void)out;
+  transient(be, device_conv_bytes(be->act, x));
   return WAN_OK;
 }
 
@@ -186,6 +235,7 @@ static const backend_ops dry_ops = {
     .sync = dry_sync,
     .weight_load = dry_weight_load,
     .weight_unload = dry_weight_unload,
+    .weight_bytes = dry_weight_bytes,
     .linear = dry_linear,
     .ada_norm = dry_ada_norm,
     .layer_norm = dry_layer_norm,
@@ -216,7 +266,7 @@ static const backend_ops dry_ops = {
     .dot = dry_dot,
 };
 
-wan_status backend_open_dry(core_ctx *ctx, wan_precision precision, backend **out) {
+wan_status backend_open_dry(core_ctx *ctx, const backend_config *config, backend **out) {
   *out = NULL;
   backend *be = core_calloc(ctx, 1, sizeof *be);
   dry *d = core_calloc(ctx, 1, sizeof *d);
@@ -228,12 +278,21 @@ wan_status backend_open_dry(core_ctx *ctx, wan_precision precision, backend **ou
     return WAN_ERR_MEMORY;
   }
   d->next = LABEL_START;
-  *be = (backend){.ops = &dry_ops,
+  d->ops = dry_ops;
+  d->device = config->name && strcmp(config->name, "cuda") == 0;
+  if (d->device) {
+    d->ops.name = "cuda";
+    d->ops.weight_prefetch = dry_weight_prefetch;
+  }
+  *be = (backend){.ops = &d->ops,
                   .ctx = ctx,
-                  .act = precision == WAN_PRECISION_F32 ? DT_F32 : DT_BF16,
+                  .act = config->precision == WAN_PRECISION_F32 ? DT_F32 : DT_BF16,
                   .threads = 1,
+                  .host_memory = !d->device,
+                  .dry = true,
                   .impl = d,
                   .profile = profile};
+  if (d->device) core_device_add(ctx, (int64_t)DEVICE_LEAST_BYTES);
   *out = be;
   return WAN_OK;
 }

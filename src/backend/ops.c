@@ -73,7 +73,7 @@ const char *backend_profile_name(profile_op op) {
 }
 
 char *backend_profile_text(backend *be) {
-  if (!be->profile) return NULL;
+  if (!be->profile || be->dry) return NULL;
   double total = 0;
   for (int i = 0; i < PROF_COUNT; i++) total += be->profile->row[i].seconds;
   size_t cap = 96 * (PROF_COUNT + 2), used = 0;
@@ -185,6 +185,17 @@ wan_status backend_weight_load(backend *be, weight *w) {
 
 void backend_weight_prefetch(backend *be, weight *w) {
   if (be->ops->weight_prefetch && !w->data && !be->failed) be->ops->weight_prefetch(be, w);
+}
+
+size_t backend_weight_bytes(backend *be, const weight *w) {
+  if (be->ops->weight_bytes) return be->ops->weight_bytes(be, w);
+  if (w->role == WEIGHT_TABLE) return 0;
+  const bool wide = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32;
+  return (size_t)tensor_count(&w->src) * dtype_size(wide ? DT_F32 : be->act);
+}
+
+wan_status backend_reserve(backend *be, uint64_t bytes) {
+  return be->ops->mem_reserve ? be->ops->mem_reserve(be, bytes) : WAN_OK;
 }
 
 void backend_weight_unload(backend *be, weight *w) {

@@ -32,7 +32,8 @@ static void print_row(void *user, const wan_bench_row *r) {
     printf("%s\n", r->skipped);
   } else if (r->seconds_floor > 0) {
     printf("%10.4f s %10.4f s  %4.2f  %7.2f GiB%s\n", r->seconds, r->seconds_floor,
-           r->seconds_floor / r->seconds, (double)r->memory_peak / (1 << 30),
+           r->seconds_floor / r->seconds,
+           (double)(r->device_memory_peak ? r->device_memory_peak : r->memory_peak) / (1 << 30),
            r->streamed ? "  weights streamed" : "");
   } else if (r->flops > 0) {
     printf("%10.4f s  %.2f TFLOP/s\n", r->seconds, r->flops / r->seconds / 1e12);
@@ -55,7 +56,8 @@ static void print_json(void *user, const wan_bench_row *r) {
     printf(", \"seconds\": %.6f, \"min\": %.6f, \"max\": %.6f, \"runs\": %d", r->seconds, r->seconds_min,
            r->seconds_max, r->runs);
   if (r->memory_peak)
-    printf(", \"memory_peak\": %llu, \"streamed\": %s", (unsigned long long)r->memory_peak,
+    printf(", \"memory_peak\": %llu, \"device_memory_peak\": %llu, \"streamed\": %s",
+           (unsigned long long)r->memory_peak, (unsigned long long)r->device_memory_peak,
            r->streamed ? "true" : "false");
   printf("}\n");
   fflush(stdout);
@@ -87,7 +89,7 @@ static int bench(cli_args *args) {
   int code;
   if (args->rest_count) return cli_fail(EXIT_USAGE, "unexpected argument: %s", args->rest[0]);
   if (!bench_params(args, &p)) return EXIT_USAGE;
-  wan_context *context = cli_open(args, &code);
+  wan_context *context = cli_open(args, false, &code);
   if (!context) return code;
   const char *backend = wan_context_backend(context);
   bool json = args->value[OPT_JSON] != NULL;

@@ -17,6 +17,7 @@ typedef enum option_id {
   OPT_PRECISION,
   OPT_THREADS,
   OPT_MEMORY,
+  OPT_VRAM,
   OPT_PROFILE,
   OPT_VERBOSE,
   /* what to make */
@@ -170,8 +171,9 @@ int cli_extend_params(const cli_args *args, wan_extend_params *params, char **st
 int cli_extend_prompt(wan_context *context, const cli_args *args, wan_family family,
                       wan_generate_params *params, char **prompt);
 
-/* The context of a command: options, log to stderr, Ctrl-C. NULL after a message, *code set. */
-wan_context *cli_open(const cli_args *args, int *code);
+/* The context of a command: options, log to stderr, Ctrl-C. NULL after a message, *code set. plan: one that
+ * only plans will do where `--backend cuda --vram SIZE` asks for a device that is not here. */
+wan_context *cli_open(const cli_args *args, bool plan, int *code);
 void cli_close(wan_context *context);
 
 /* ---- Progress ---- */

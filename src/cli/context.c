@@ -30,8 +30,10 @@ static void on_log(void *user, wan_log_level level, const char *message) {
 }
 
 /* "14G", "512M", "1.5G" */
-static bool memory_size(const char *text, uint64_t *out) {
+static bool memory_size(const cli_args *args, option_id id, const char *name, uint64_t *out) {
+  const char *text = args->value[id];
   char *end;
+  if (!text) return true;
   double x = strtod(text, &end);
   static const char units[] = "KMGT";
   double scale = 1;
@@ -41,7 +43,7 @@ static bool memory_size(const char *text, uint64_t *out) {
     end++;
   }
   if (end == text || *end || !(x > 0) || x * scale > 1e18) {
-    cli_fail(EXIT_USAGE, "--memory %s: a size such as 14G is needed", text);
+    cli_fail(EXIT_USAGE, "%s %s: a size such as 14G is needed", name, text);
     return false;
   }
   *out = (uint64_t)(x * scale);
@@ -63,16 +65,32 @@ static bool context_params(const cli_args *args, wan_context_params *p) {
   }
   if (!cli_int(args, OPT_THREADS, "--threads", 1, 4096, &threads)) return false;
   p->threads = (int)threads;
-  return !args->value[OPT_MEMORY] || memory_size(args->value[OPT_MEMORY], &p->memory_limit);
+  return memory_size(args, OPT_MEMORY, "--memory", &p->memory_limit) &&
+         memory_size(args, OPT_VRAM, "--vram", &p->device_limit);
 }
 
-wan_context *cli_open(const cli_args *args, int *code) {
+/* For a device that this machine may not have: its limit is enough to plan by. */
+static wan_status create_plan_context(wan_context_params *p, wan_context **context) {
+  wan_context_params quiet = *p;
+  quiet.log = NULL;
+  if (wan_context_create(&quiet, context) == WAN_OK) {
+    wan_context_destroy(*context);
+  } else {
+    cli_note("no usable CUDA device here: planned without times");
+    p->plan_only = true;
+  }
+  return wan_context_create(p, context);
+}
+
+wan_context *cli_open(const cli_args *args, bool plan, int *code) {
   wan_context_params params;
   wan_context *context;
   wan_context_params_init(&params);
   *code = EXIT_USAGE;
   if (!context_params(args, &params)) return NULL;
-  wan_status s = wan_context_create(&params, &context);
+  bool device = params.backend && strcmp(params.backend, "cuda") == 0 && params.device_limit;
+  wan_status s =
+      plan && device ? create_plan_context(&params, &context) : wan_context_create(&params, &context);
   *code = s == WAN_OK ? EXIT_FINE : EXIT_ERROR; /* the message has come through the log */
   if (s == WAN_ERR_MEMORY) cli_fail(0, "out of memory");
   if (s != WAN_OK) return NULL;

@@ -117,7 +117,7 @@ static int run(cli_args *args) {
   int code = cli_extend_params(args, &p, &storage);
   if (code != EXIT_FINE) return code;
   args->value[OPT_BACKEND] = strdup("ref"); /* nothing is computed */
-  wan_context *context = cli_open(args, &code);
+  wan_context *context = cli_open(args, false, &code);
   if (context) code = print_result(context, args, wan_extend(context, &p, &r), &r);
   wan_extend_result_free(&r);
   cli_close(context);

@@ -155,9 +155,12 @@ static int generate(job *j) {
   if (s != WAN_OK) return cli_status(j->context, s);
   double seconds = 0;
   for (int i = 0; i < WAN_STAGE_COUNT; i++) seconds += result.seconds[i];
-  printf("%s: %dx%d, %d frames at %g fps, seed %lld, %.1f s, %.2f GiB\n", p->output_path, result.width,
+  uint64_t device = wan_context_device_memory_peak(j->context);
+  printf("%s: %dx%d, %d frames at %g fps, seed %lld, %.1f s, %.2f GiB", p->output_path, result.width,
          result.height, result.frames, result.fps, (long long)result.seed, seconds,
          (double)wan_context_memory_peak(j->context) / (1 << 30));
+  if (device) printf(", %.2f GiB on the device", (double)device / (1 << 30));
+  putchar('\n');
   return EXIT_FINE;
 }
 
@@ -165,7 +168,7 @@ static int run(cli_args *args) {
   job j = {.args = args};
   int code;
   if (args->rest_count) return cli_fail(EXIT_USAGE, "unexpected argument: %s", args->rest[0]);
-  j.context = cli_open(args, &code);
+  j.context = cli_open(args, false, &code);
   if (!j.context) return code;
   code = prepare(&j);
   if (code == EXIT_FINE) code = args->value[OPT_DRY_RUN] ? dry_run(&j) : generate(&j);

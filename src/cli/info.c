@@ -14,7 +14,7 @@ static int info(cli_args *args) {
   int code;
   if (args->rest_count != 1)
     return cli_fail(EXIT_USAGE, "wan info needs one directory; try: wan info --help");
-  wan_context *context = cli_open(args, &code);
+  wan_context *context = cli_open(args, false, &code);
   if (!context) return code;
   char *text = NULL;
   wan_status s = args->value[OPT_REPLAY]
@@ -44,7 +44,7 @@ static int frame(cli_args *args) {
   if (args->rest_count != 1 || !args->value[OPT_OUTPUT])
     return cli_fail(EXIT_USAGE, "wan frame needs a video and -o FILE.png; try: wan frame --help");
   if (!cli_int(args, OPT_INDEX, "--index", -1000000, 1000000, &index)) return EXIT_USAGE;
-  wan_context *context = cli_open(args, &code);
+  wan_context *context = cli_open(args, false, &code);
   if (!context) return code;
   code = cli_status(context, wan_video_frame(context, args->rest[0], (int)index, args->value[OPT_OUTPUT]));
   cli_close(context);

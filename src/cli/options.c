@@ -12,6 +12,7 @@ const struct poptOption options_machine[] = {
     TEXT("precision", 0, OPT_PRECISION, "bf16 (default) or f32", "NAME"),
     TEXT("threads", 't', OPT_THREADS, "CPU threads; default: one a core", "N"),
     TEXT("memory", 0, OPT_MEMORY, "most memory to use, such as 14G; default: what is available", "SIZE"),
+    TEXT("vram", 0, OPT_VRAM, "cuda: most device memory to use, such as 8G; default: what is free", "SIZE"),
     SWITCH("profile", 0, OPT_PROFILE, "print time by operation at the end"),
     SWITCH("verbose", 'v', OPT_VERBOSE, "say more about what is done"),
     SWITCH("help", 'h', OPT_HELP, "show this help"),

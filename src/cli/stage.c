@@ -118,7 +118,7 @@ static int run(cli_args *args) {
       !cli_size(args->value[OPT_AREA], "--area", &p.area_width, &p.area_height) || !read_vision(args, &p))
     return EXIT_USAGE;
   p.generate.image_path = NULL; /* --image is the image stage's input, not a run's first frame */
-  wan_context *context = cli_open(args, &code);
+  wan_context *context = cli_open(args, false, &code);
   if (!context) return code;
   char *text = NULL;
   wan_status s = wan_stage_run(context, &p, &text);

@@ -23,6 +23,8 @@ void core_ctx_init(core_ctx *ctx) {
   atomic_init(&ctx->mem_current, 0);
   atomic_init(&ctx->mem_peak, 0);
   atomic_init(&ctx->mem_fail_in, -1);
+  atomic_init(&ctx->device_current, 0);
+  atomic_init(&ctx->device_peak, 0);
 }
 
 wan_status core_fail(core_ctx *ctx, wan_status status, const char *fmt, ...) {
@@ -70,12 +72,27 @@ wan_status core_check_cancel(core_ctx *ctx) {
   return core_fail(ctx, WAN_ERR_CANCELLED, "cancelled");
 }
 
-void core_mem_add(core_ctx *ctx, int64_t bytes) {
-  if (!ctx) return;
-  uint64_t now = atomic_fetch_add(&ctx->mem_current, (uint64_t)bytes) + (uint64_t)bytes;
-  uint64_t peak = atomic_load(&ctx->mem_peak);
-  while (bytes > 0 && now > peak && !atomic_compare_exchange_weak(&ctx->mem_peak, &peak, now)) {
+static void account(atomic_uint_least64_t *current, atomic_uint_least64_t *high, int64_t bytes) {
+  uint64_t now = atomic_fetch_add(current, (uint64_t)bytes) + (uint64_t)bytes;
+  uint64_t peak = atomic_load(high);
+  while (bytes > 0 && now > peak && !atomic_compare_exchange_weak(high, &peak, now)) {
   }
+}
+
+void core_mem_add(core_ctx *ctx, int64_t bytes) {
+  if (ctx) account(&ctx->mem_current, &ctx->mem_peak, bytes);
+}
+
+void core_device_add(core_ctx *ctx, int64_t bytes) {
+  if (ctx) account(&ctx->device_current, &ctx->device_peak, bytes);
+}
+
+uint64_t core_device_current(const core_ctx *ctx) {
+  return atomic_load(&ctx->device_current);
+}
+
+uint64_t core_device_peak(const core_ctx *ctx) {
+  return atomic_load(&ctx->device_peak);
 }
 
 uint64_t core_mem_current(const core_ctx *ctx) {
@@ -88,6 +105,7 @@ uint64_t core_mem_peak(const core_ctx *ctx) {
 
 void core_mem_reset_peak(core_ctx *ctx) {
   atomic_store(&ctx->mem_peak, atomic_load(&ctx->mem_current));
+  atomic_store(&ctx->device_peak, atomic_load(&ctx->device_current));
 }
 
 /* True when the fault injection of the tests wants this allocation to fail. */

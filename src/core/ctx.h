@@ -39,6 +39,9 @@ typedef struct core_ctx {
   atomic_uint_least64_t mem_current, mem_peak; /* bytes */
   uint64_t mem_limit;                          /* 0: none */
   atomic_int_least64_t mem_fail_in; /* >= 0: this many more allocations succeed, then one fails (tests) */
+  /* The same of a device's own memory: all that the process takes there, the driver's share included. */
+  atomic_uint_least64_t device_current, device_peak;
+  uint64_t device_limit; /* 0: none */
 } core_ctx;
 
 void core_ctx_init(core_ctx *ctx);
@@ -63,11 +66,15 @@ void core_free(core_ctx *ctx, void *p); /* p may be NULL */
 char *core_strdup(core_ctx *ctx, const char *s);
 /* printf into a new string; NULL with a message on failure. */
 char *core_asprintf(core_ctx *ctx, const char *fmt, ...) CORE_PRINTF(2, 3);
-/* Count bytes held on our behalf by something else (a library's scratch, device memory). */
+/* Count bytes held on our behalf by something else (a library's scratch, weights used in a mapped file). */
 void core_mem_add(core_ctx *ctx, int64_t bytes);
 uint64_t core_mem_current(const core_ctx *ctx);
 uint64_t core_mem_peak(const core_ctx *ctx);
-void core_mem_reset_peak(core_ctx *ctx); /* the peak becomes the current value: start of a stage */
+void core_mem_reset_peak(core_ctx *ctx); /* the peaks become the current values: start of a stage */
+/* The account of device memory; host memory and device memory are never added up. */
+void core_device_add(core_ctx *ctx, int64_t bytes);
+uint64_t core_device_current(const core_ctx *ctx);
+uint64_t core_device_peak(const core_ctx *ctx);
 
 /* Seconds from an arbitrary start, monotonic. */
 double core_now(void);

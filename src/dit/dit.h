@@ -36,6 +36,8 @@ wan_status dit_open_set(backend *be, weight_set *set, uint64_t keep_bytes, dit *
 void dit_close(dit *d);
 const dit_config *dit_get_config(const dit *d);
 const weight_set *dit_weights(const dit *d);
+/* How many blocks stay loaded; the others are streamed. */
+int dit_resident_blocks(const dit *d);
 /* Map ahead of use: asks the system to read the expert's pages (before an expert switch). */
 void dit_prefetch(dit *d);
 /* Unload every prepared weight (the other expert takes over). */

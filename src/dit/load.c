@@ -95,11 +95,11 @@ static wan_status bind_all(dit *d) {
 static void choose_residency(dit *d, uint64_t keep_bytes) {
   weight_group *const outer[] = {&d->patch_group, &d->text_group, &d->time_group, &d->head_group};
   uint64_t used = 0;
-  for (size_t i = 0; i < 4; i++) used += weight_group_bytes(outer[i]);
+  for (size_t i = 0; i < 4; i++) used += weight_group_bytes(d->be, outer[i]);
   d->outer_mode = used <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
   if (d->outer_mode == RESIDENCY_STREAM) used = 0;
   for (int i = 0; i < d->config.layers; i++) {
-    used += weight_group_bytes(&d->blocks[i].group);
+    used += weight_group_bytes(d->be, &d->blocks[i].group);
     d->blocks[i].mode = used <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
   }
 }
@@ -192,4 +192,10 @@ const dit_config *dit_get_config(const dit *d) {
 
 const weight_set *dit_weights(const dit *d) {
   return d->set;
+}
+
+int dit_resident_blocks(const dit *d) {
+  int n = 0;
+  for (int i = 0; i < d->config.layers; i++) n += d->blocks[i].mode == RESIDENCY_KEEP;
+  return n;
 }

@@ -160,40 +160,46 @@ static wan_status copy_ceiling(bench *b) {
 
 /* ---- Stages ---- */
 
-/* What a stage does and needs, by running it once without computing. */
+/* What a stage does and needs, by running it without computing: with all weights kept, and with all streamed. */
 typedef struct stage_cost {
   double flops;
-  uint64_t peak, weights;
+  uint64_t weights, resident, streamed; /* the last two: peak bytes of the memory that the backend works in */
 } stage_cost;
 
-static wan_status count_stage(bench *b, const bench_work *w, bench_times *times, stage_cost *out) {
+static wan_status count_once(bench *b, const bench_work *w, uint64_t keep, bench_times *times,
+                             stage_cost *out) {
   core_ctx seat;
   backend *dry;
-  *out = (stage_cost){0};
   core_ctx_init(&seat);
-  wan_status s = backend_open_dry(&seat, b->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16, &dry);
-  if (s == WAN_OK) s = bench_work_run(dry, w, UINT64_MAX, 0, times);
+  const backend_config config = {.name = b->be->ops->name,
+                                 .precision = b->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16};
+  wan_status s = backend_open_dry(&seat, &config, &dry);
+  if (s == WAN_OK) s = bench_work_run(dry, w, keep, 0, times);
   if (s == WAN_OK) {
+    uint64_t peak = b->be->host_memory ? core_mem_peak(&seat) : core_device_peak(&seat);
+    *(keep ? &out->resident : &out->streamed) = peak;
+    out->flops = 0;
     for (int i = 0; i < PROF_COUNT; i++) {
       /* Of the 9 taps on replicated pixels 4 are different ones. */
       out->flops += dry->profile->row[i].flops * (i == PROF_UPSAMPLE_CONV ? 4.0 / 9 : 1);
     }
-    out->peak = core_mem_peak(&seat);
     out->weights = times->weights;
   }
   backend_close(dry);
   return s == WAN_OK ? s : core_fail(b->ctx, s, "%s", seat.message);
 }
 
+static wan_status count_stage(bench *b, const bench_work *w, bench_times *times, stage_cost *out) {
+  *out = (stage_cost){0};
+  CORE_TRY(count_once(b, w, 0, times, out));
+  return count_once(b, w, UINT64_MAX, times, out);
+}
+
 /* Which weights can stay loaded; false: not even streamed ones fit. */
-static bool choose_keep(const bench *b, const stage_cost *c, int layers, uint64_t *keep, uint64_t *least) {
-  const uint64_t budget = memory_budget(b->be), active = c->peak - c->weights;
-  const uint64_t group = c->weights / (uint64_t)(layers > 1 ? layers : 2);
-  *keep = UINT64_MAX;
-  *least = active + 2 * group; /* one works, one is loaded ahead */
-  if (c->peak <= budget) return true;
-  *keep = budget > *least ? budget - *least : 0;
-  return budget >= *least;
+static bool choose_keep(const bench *b, const stage_cost *c, uint64_t *keep) {
+  const uint64_t budget = memory_budget(b->be);
+  *keep = c->resident <= budget ? UINT64_MAX : budget > c->streamed ? budget - c->streamed : 0;
+  return budget >= c->streamed;
 }
 
 static void describe(const bench_work *w, const bench_times *t, int all_layers, char out[96]) {
@@ -217,7 +223,7 @@ static int official_layers(bench_net net) {
 static wan_status measure(bench *b, const char *name, const bench_work *w, bench_times *times) {
   char what[96], why[96];
   stage_cost cost;
-  uint64_t keep, least;
+  uint64_t keep;
   CORE_TRY(count_stage(b, w, times, &cost));
   describe(w, times, w->path ? 0 : official_layers(w->net), what);
   wan_bench_row row = {.size = sizeof row, .stage = name, .what = what, .tokens = times->tokens};
@@ -226,8 +232,8 @@ static wan_status measure(bench *b, const char *name, const bench_work *w, bench
   if (b->matrix > 0) row.seconds_floor = cost.flops / b->matrix;
   if (b->bandwidth > 0 && row.bytes / b->bandwidth > row.seconds_floor)
     row.seconds_floor = row.bytes / b->bandwidth;
-  if (!choose_keep(b, &cost, times->layers, &keep, &least)) {
-    snprintf(why, sizeof why, "needs %.1f GiB, %.1f are available", (double)least / (1 << 30),
+  if (!choose_keep(b, &cost, &keep)) {
+    snprintf(why, sizeof why, "needs %.1f GiB, %.1f are available", (double)cost.streamed / (1 << 30),
              (double)memory_budget(b->be) / (1 << 30));
     row.skipped = why;
     b->row(b->user, &row);
@@ -238,6 +244,7 @@ static wan_status measure(bench *b, const char *name, const bench_work *w, bench
   CORE_TRY(bench_work_run(b->be, w, keep, b->runs, times));
   set_times(&row, times->seconds, b->runs);
   row.memory_peak = core_mem_peak(b->ctx);
+  row.device_memory_peak = core_device_peak(b->ctx);
   row.streamed = keep != UINT64_MAX;
   b->row(b->user, &row);
   return WAN_OK;

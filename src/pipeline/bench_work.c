@@ -26,8 +26,14 @@ typedef struct task {
   uint64_t keep;
   bench_times *times;
   int runs;
-  float *host; /* inputs */
+  float *host;     /* inputs */
+  uint64_t before; /* bytes held at the start */
 } task;
+
+/* Bytes of the memory that the backend works in. */
+static uint64_t held(const backend *be) {
+  return be->host_memory ? core_mem_current(be->ctx) : core_device_current(be->ctx);
+}
 
 static wan_status open_weights(task *t, weight_kind kind, weight_set **set) {
   core_ctx *ctx = t->be->ctx;
@@ -110,7 +116,7 @@ static wan_status run_dit(task *t) {
   scope_mark mark = scope_begin(t->be);
   if (s == WAN_OK) s = prepare_dit(t, &k);
   if (s == WAN_OK) s = repeat(t, pass, &k);
-  t->times->weights = core_mem_current(t->be->ctx);
+  t->times->weights = held(t->be) - t->before;
   dit_text_free(k.text);
   scope_end(t->be, mark);
   dit_close(k.d);
@@ -175,7 +181,7 @@ static wan_status run_vae(task *t) {
   if (s == WAN_OK && !(t->host = bench_random(t->be->ctx, values, 1))) s = WAN_ERR_MEMORY;
   for (int64_t i = 0; s == WAN_OK && !decoding && i < values; i++) t->host[i] *= 0.57f; /* pixels: -1..1 */
   if (s == WAN_OK) s = repeat(t, decoding ? decode : encode, &k);
-  t->times->weights = core_mem_current(t->be->ctx);
+  t->times->weights = held(t->be) - t->before;
   vae_close(k.v);
   return s;
 }
@@ -207,14 +213,14 @@ static wan_status run_text(task *t) {
       !(t->host = core_calloc(t->be->ctx, (size_t)(t->w->tokens * umt5_dim(k.u)), sizeof(float))))
     s = WAN_ERR_MEMORY;
   if (s == WAN_OK) s = repeat(t, encode_text, &k);
-  t->times->weights = core_mem_current(t->be->ctx);
+  t->times->weights = held(t->be) - t->before;
   umt5_close(k.u);
   return s;
 }
 
 wan_status bench_work_run(backend *be, const bench_work *w, uint64_t keep, int runs, bench_times *out) {
   *out = (bench_times){0};
-  task t = {.be = be, .w = w, .keep = keep, .times = out, .runs = runs};
+  task t = {.be = be, .w = w, .keep = keep, .times = out, .runs = runs, .before = held(be)};
   wan_status s = WAN_OK;
   switch (w->kind) {
   case BENCH_DIT:

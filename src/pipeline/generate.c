@@ -41,27 +41,44 @@ static int64_t resumed_seed(generation *g, const wan_generate_params *p) {
   return checkpoint_seed(g->m->ctx, p->checkpoint_path);
 }
 
+/* Take what the stages will need at most, so that no other program can while they run. */
+static wan_status reserve(generation *g) {
+  uint64_t most = 0;
+  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
+    const run_cost *c = &g->cost;
+    uint64_t peak = c->resident[i] <= g->budget ? c->resident[i] : g->budget;
+    if (peak > most) most = peak;
+  }
+  return backend_reserve(g->m->be, most);
+}
+
+/* A latent to decode brings its own size. */
+static wan_status load_latent(generation *g) {
+  wan_model *m = g->m;
+  tensor *x = &g->d.slot[SLOT_X];
+  denoiser_init(&g->d, m->be, &m->dir, &g->s);
+  CORE_TRY(latent_load(m->be, g->p->from_latent_path, m->vae_z, x));
+  g->s.T = x->dim[0];
+  g->s.h = x->dim[1];
+  g->s.w = x->dim[2];
+  g->s.frames = (int)(g->s.T - 1) * 4 + 1;
+  g->s.width = (int)g->s.w * m->vae_stride;
+  g->s.height = (int)g->s.h * m->vae_stride;
+  return WAN_OK;
+}
+
 static wan_status prepare(generation *g) {
   wan_model *m = g->m;
   CORE_TRY(settings_resolve(m, g->p, g->p->from_latent_path != NULL, &g->s));
+  if (g->p->from_latent_path) CORE_TRY(load_latent(g));
   CORE_TRY(output_check(m->ctx, g->p->output_path, g->s.width, g->s.height));
   CORE_TRY(output_check_file(m->ctx, g->p->save_latent_path));
   CORE_TRY(output_check_file(m->ctx, g->p->checkpoint_path));
   CORE_TRY(cost_estimate(m, &g->s, &g->cost));
   CORE_TRY(settings_to_json(m, &g->s, &g->json));
   g->budget = memory_budget(m->be);
-  /* A latent to decode brings its own size. */
-  for (int i = 0; i < WAN_STAGE_COUNT && !g->p->from_latent_path; i++) {
-    uint64_t least = g->cost.active[i] + g->cost.group[i];
-    if (least > g->budget)
-      return core_fail(
-          m->ctx, WAN_ERR_MEMORY,
-          "%s needs about %.1f GiB even with streamed weights, the %s is %.1f GiB; make the video "
-          "smaller or shorter",
-          wan_stage_name((wan_stage)i), (double)least / (1 << 30),
-          m->ctx->mem_limit ? "limit" : "memory available", (double)g->budget / (1 << 30));
-  }
-  if (g->p->from_latent_path) memset(g->cost.work, 0, WAN_STAGE_DECODE * sizeof *g->cost.work);
+  CORE_TRY(plan_fits(m, &g->s, &g->cost));
+  CORE_TRY(reserve(g));
   progress_start(&g->progress, m->ctx, g->p->progress, g->p->user, g->cost.work);
   return WAN_OK;
 }
@@ -127,20 +144,6 @@ static wan_status denoise(generation *g) {
 
 /* ---- Decoding ---- */
 
-static wan_status load_latent(generation *g) {
-  wan_model *m = g->m;
-  tensor *x = &g->d.slot[SLOT_X];
-  denoiser_init(&g->d, m->be, &m->dir, &g->s);
-  CORE_TRY(latent_load(m->be, g->p->from_latent_path, m->vae_z, x));
-  g->s.T = x->dim[0];
-  g->s.h = x->dim[1];
-  g->s.w = x->dim[2];
-  g->s.frames = (int)(g->s.T - 1) * 4 + 1;
-  g->s.width = (int)g->s.w * m->vae_stride;
-  g->s.height = (int)g->s.h * m->vae_stride;
-  return output_check(m->ctx, g->p->output_path, g->s.width, g->s.height);
-}
-
 static wan_status decode(generation *g) {
   wan_model *m = g->m;
   const run_settings *s = &g->s;
@@ -167,14 +170,16 @@ static void fill_result(const generation *g, wan_generate_result *r) {
   r->fps = g->s.fps;
   memcpy(r->seconds, g->progress.seconds, sizeof r->seconds);
   memcpy(r->memory_peak, g->progress.memory_peak, sizeof r->memory_peak);
+  memcpy(r->device_memory_peak, g->progress.device_memory_peak, sizeof r->device_memory_peak);
 }
 
 wan_status generate_run(wan_model *m, const wan_generate_params *params, wan_generate_result *result) {
   wan_generate_params p = *params;
   generation g = {.m = m, .p = &p};
+  CORE_TRY(model_can_compute(m));
   p.seed = resumed_seed(&g, params);
   wan_status s = prepare(&g);
-  if (s == WAN_OK) s = p.from_latent_path ? load_latent(&g) : denoise(&g);
+  if (s == WAN_OK && !p.from_latent_path) s = denoise(&g);
   if (s == WAN_OK) s = decode(&g);
   if (s == WAN_OK) {
     progress_end(&g.progress);
@@ -185,6 +190,7 @@ wan_status generate_run(wan_model *m, const wan_generate_params *params, wan_gen
   for (int i = 0; i < 2; i++) core_free(m->ctx, g.d.context[i].data);
   denoiser_free(&g.d);
   scope_trim(m->be);
+  backend_reserve(m->be, 0);
   core_free(m->ctx, g.json);
   settings_free(m->ctx, &g.s);
   return s;

@@ -139,6 +139,11 @@ wan_status model_open(backend *be, const char *dir, wan_model **out) {
   return WAN_OK;
 }
 
+wan_status model_can_compute(const wan_model *m) {
+  if (!m->be->dry) return WAN_OK;
+  return core_fail(m->ctx, WAN_ERR_ARGUMENT, "this context was opened for planning only (plan_only)");
+}
+
 void model_close(wan_model *m) {
   if (!m) return;
   core_ctx *ctx = m->ctx;

@@ -26,6 +26,8 @@ struct wan_model {
 /* All parts present, experts of one shape, VAE and transformer with one latent. */
 wan_status model_open(backend *be, const char *dir, wan_model **out);
 void model_close(wan_model *m);
+/* WAN_OK, or a message when the context was opened for planning only. */
+wan_status model_can_compute(const wan_model *m);
 wan_model_info model_info(const wan_model *m);
 wan_family family_of(const dit_config *config);
 const char *family_name(wan_family family); /* "t2v", "i2v", "ti2v" */

@@ -1,23 +1,20 @@
 /* plan.c: cost of a run. The models' own code runs on a backend that computes nothing but counts
- * (backend/dry.c): one step of each kind, then multiplied. So the plan can't disagree with the code. What is
- * added by hand is what the pipeline itself holds, and how fast each kind of operation is beside a matrix
- * product. */
+ * (backend/dry.c): one step of each kind, then multiplied; once with all weights kept and once with all
+ * streamed. So the plan can't disagree with the code. What is added by hand is what the pipeline itself
+ * holds, and how fast each kind of operation is beside a matrix product. */
 #include "pipeline/plan.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/device.h"
 #include "backend/profile.h"
 #include "pipeline/condition.h"
 #include "text/text.h"
 #include "vae/vae.h"
 
-enum {
-  TEXT_TOKENS_GUESS = 128, /* of a prompt; the official negative prompt has about as many */
-  TEXT_PARTS = 16,         /* the largest part that is loaded at once: a layer of 24, to be safe */
-  VAE_PARTS = 2            /* the widest level of an autoencoder holds half of its weights */
-};
+enum { TEXT_TOKENS_GUESS = 128 /* of a prompt; the official negative prompt has about as many */ };
 
 /* One seat for the models: a dry backend with an account of its own. */
 typedef struct dry_run {
@@ -27,8 +24,9 @@ typedef struct dry_run {
 
 static wan_status dry_open(dry_run *d, const wan_model *m) {
   core_ctx_init(&d->ctx);
-  wan_status s =
-      backend_open_dry(&d->ctx, m->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16, &d->be);
+  const backend_config config = {.name = m->be->ops->name,
+                                 .precision = m->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16};
+  wan_status s = backend_open_dry(&d->ctx, &config, &d->be);
   return s == WAN_OK ? s : core_fail(m->ctx, s, "%s", d->ctx.message);
 }
 
@@ -61,21 +59,28 @@ static counted count(const backend *be) {
   return c;
 }
 
-static void add_work(run_cost *c, wan_stage stage, counted w, double times) {
-  c->flops[stage] += times * w.flops;
-  c->work[stage] += times * w.work;
-}
-
 static counted less(counted a, counted b) {
   return (counted){a.flops - b.flops, a.work - b.work};
 }
 
-/* Peak of the seat so far, split into weights (all still loaded) and the rest. */
-static void keep_memory(run_cost *c, wan_stage stage, const dry_run *d, uint64_t weights, uint64_t group) {
-  uint64_t peak = core_mem_peak(&d->ctx);
-  c->weights[stage] = weights;
-  c->group[stage] = group;
-  c->active[stage] = peak > weights ? peak - weights : 0;
+/* What a stage's dry run found. */
+typedef struct stage_cost {
+  double flops, work;
+  uint64_t peak, host, weights;
+  int blocks; /* resident ones of the transformer */
+} stage_cost;
+
+static void add_work(stage_cost *c, counted w, double times) {
+  c->flops += times * w.flops;
+  c->work += times * w.work;
+}
+
+/* Peak of the seat so far. `held`: bytes that the pipeline holds in the backend's memory, beside it in the
+ * host's. */
+static void keep_memory(stage_cost *c, const dry_run *d, uint64_t held, uint64_t beside) {
+  const bool device = !d->be->host_memory;
+  c->peak = held + (device ? core_device_peak(&d->ctx) : core_mem_peak(&d->ctx) + beside);
+  c->host = device ? core_mem_peak(&d->ctx) + beside + DEVICE_STAGING_BUFFERS * DEVICE_STAGING_BYTES : 0;
 }
 
 /* Which tensors of a file a stage loads. */
@@ -104,41 +109,51 @@ static uint64_t loaded_bytes(const weight_set *set, const backend *be, bool (*co
 
 /* ---- Stages ---- */
 
-static wan_status cost_text(const wan_model *m, const run_settings *s, run_cost *c) {
+static wan_status cost_text(const wan_model *m, const run_settings *s, uint64_t keep, stage_cost *c) {
   dry_run d;
   umt5 *u = NULL;
   CORE_TRY(dry_open(&d, m));
-  wan_status st = umt5_open(d.be, m->dir.part[MODEL_TEXT], UINT64_MAX, &u);
+  wan_status st = umt5_open(d.be, m->dir.part[MODEL_TEXT], keep, &u);
   float *out = NULL;
   int32_t ids[TEXT_TOKENS_GUESS] = {0};
   if (st == WAN_OK && !(out = core_calloc(&d.ctx, TEXT_TOKENS_GUESS, (size_t)umt5_dim(u) * sizeof *out)))
     st = WAN_ERR_MEMORY;
   if (st == WAN_OK) st = umt5_encode(u, ids, TEXT_TOKENS_GUESS, out, NULL, NULL);
   if (st == WAN_OK) {
-    add_work(c, WAN_STAGE_TEXT, count(d.be), settings_use_negative(s) ? 2 : 1);
-    uint64_t weights = loaded_bytes(umt5_weights(u), d.be, all_but_table);
-    keep_memory(c, WAN_STAGE_TEXT, &d, weights, weights / TEXT_PARTS);
+    add_work(c, count(d.be), settings_use_negative(s) ? 2 : 1);
+    c->weights = loaded_bytes(umt5_weights(u), d.be, all_but_table);
+    keep_memory(c, &d, 0, 0);
   }
   core_free(&d.ctx, out);
   umt5_close(u);
   return dry_close(&d, m, st);
 }
 
-/* One pass with as many conditionings as the busiest step has. */
-static wan_status cost_denoise(const wan_model *m, const run_settings *s, run_cost *c) {
-  dry_run d;
-  dit *net = NULL;
-  dit_text *text[DIT_PASSES_MAX] = {0};
-  tensor v[DIT_PASSES_MAX];
+static int most_passes(const run_settings *s) {
   int passes = 1;
   for (int k = 0; k < s->steps; k++) {
     step_plan step = settings_step(s, k);
     int n = 1 + step.uncond + step.skip;
     if (n > passes) passes = n;
   }
+  return passes;
+}
+
+static uint64_t latent_bytes(const run_settings *s) {
+  return (uint64_t)(s->T * s->h * s->w * s->C) * sizeof(float);
+}
+
+/* One pass with as many conditionings as the busiest step has, and a second one where blocks are streamed:
+ * the first block is loaded ahead at the end of each. */
+static wan_status cost_denoise(const wan_model *m, const run_settings *s, uint64_t keep, stage_cost *c) {
+  dry_run d;
+  dit *net = NULL;
+  dit_text *text[DIT_PASSES_MAX] = {0};
+  tensor v[DIT_PASSES_MAX];
+  const int passes = most_passes(s);
   CORE_TRY(dry_open(&d, m));
   backend *be = d.be;
-  wan_status st = dit_open(be, m->dir.part[MODEL_DIT], UINT64_MAX, &net);
+  wan_status st = dit_open(be, m->dir.part[MODEL_DIT], keep, &net);
   scope_mark mark = scope_begin(be);
   if (st == WAN_OK) {
     const dit_config *k = dit_get_config(net);
@@ -150,12 +165,14 @@ static wan_status cost_denoise(const wan_model *m, const run_settings *s, run_co
       st = dit_text_create(net, TENSOR_OF(DT_F32, &none, rows, k->text_dim), &text[i]);
     }
     if (st == WAN_OK) st = dit_forward(net, x, (dit_timesteps){t, 1}, passes, text, v, NULL);
+    if (st == WAN_OK) add_work(c, count(be), (double)settings_passes(s) / passes);
+    if (st == WAN_OK && keep != UINT64_MAX)
+      st = dit_forward(net, x, (dit_timesteps){t, 1}, passes, text, v, NULL);
     if (st == WAN_OK) {
-      add_work(c, WAN_STAGE_DENOISE, count(be), (double)settings_passes(s) / passes);
-      uint64_t latent = (uint64_t)(s->T * s->h * s->w * s->C) * 4;
-      uint64_t weights = loaded_bytes(dit_weights(net), be, all_but_table);
-      keep_memory(c, WAN_STAGE_DENOISE, &d, weights, weights / (uint64_t)(k->layers > 1 ? k->layers : 1));
-      c->active[WAN_STAGE_DENOISE] += (SLOT_COUNT + 2) * latent; /* the solver's history, the condition */
+      c->weights = loaded_bytes(dit_weights(net), be, all_but_table);
+      c->blocks = dit_resident_blocks(net);
+      /* the solver's history, the condition; the noise as it comes */
+      keep_memory(c, &d, (SLOT_COUNT + 2) * latent_bytes(s), be->host_memory ? 0 : 2 * latent_bytes(s));
     }
   }
   for (int i = 0; i < passes; i++) dit_text_free(text[i]);
@@ -165,15 +182,15 @@ static wan_status cost_denoise(const wan_model *m, const run_settings *s, run_co
 }
 
 /* The first push and one of the others stand for all; memory is at its peak with the second. */
-static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decode, wan_stage stage,
-                           int pushes, run_cost *c) {
+static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decode, int pushes, uint64_t keep,
+                           stage_cost *c) {
   dry_run d;
   vae *v = NULL;
   vae_decoder *dec = NULL;
   vae_encoder *enc = NULL;
   CORE_TRY(dry_open(&d, m));
   backend *be = d.be;
-  wan_status st = vae_open(be, m->dir.part[MODEL_VAE], UINT64_MAX, &v);
+  wan_status st = vae_open(be, m->dir.part[MODEL_VAE], keep, &v);
   if (st == WAN_OK)
     st = decode ? vae_decoder_open(v, s->h, s->w, &dec) : vae_encoder_open(v, s->height, s->width, &enc);
   counted at[3] = {{0}};
@@ -193,11 +210,14 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
     at[i + 1] = count(be);
   }
   if (st == WAN_OK) {
-    add_work(c, stage, at[1], 1);
-    if (pushes > 1) add_work(c, stage, less(at[2], at[1]), pushes - 1);
-    uint64_t weights = loaded_bytes(vae_weights(v), be, decode ? of_decoder : of_encoder);
-    keep_memory(c, stage, &d, weights, weights / VAE_PARTS);
-    c->active[stage] += (uint64_t)(s->T * s->h * s->w * s->C) * 8; /* the latents, on the backend and here */
+    add_work(c, at[1], 1);
+    if (pushes > 1) add_work(c, less(at[2], at[1]), pushes - 1);
+    c->weights = loaded_bytes(vae_weights(v), be, decode ? of_decoder : of_encoder);
+    /* the latents, on the backend and here; four pixel frames as bytes or floats */
+    keep_memory(c, &d, latent_bytes(s),
+                latent_bytes(s) + (be->host_memory ? 0
+                                                   : (uint64_t)s->width * (uint64_t)s->height * 12 *
+                                                         (decode ? 1 : sizeof(float))));
   }
   vae_decoder_close(dec);
   vae_encoder_close(enc);
@@ -205,13 +225,56 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
   return dry_close(&d, m, st);
 }
 
-wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
-  *out = (run_cost){.tokens = s->T * (s->h / 2) * (s->w / 2)};
-  CORE_TRY(cost_text(m, s, out));
+static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep,
+                             stage_cost *c) {
+  *c = (stage_cost){0};
+  if (s->params->from_latent_path && stage != WAN_STAGE_DECODE) return WAN_OK;
   int chunks = condition_chunks(m, s);
-  if (chunks) CORE_TRY(cost_vae(m, s, false, WAN_STAGE_ENCODE, chunks, out));
-  CORE_TRY(cost_denoise(m, s, out));
-  return cost_vae(m, s, true, WAN_STAGE_DECODE, (int)s->T, out);
+  if (stage == WAN_STAGE_TEXT) return cost_text(m, s, keep, c);
+  if (stage == WAN_STAGE_ENCODE && chunks) return cost_vae(m, s, false, chunks, keep, c);
+  if (stage == WAN_STAGE_DECODE) return cost_vae(m, s, true, (int)s->T, keep, c);
+  if (stage != WAN_STAGE_DENOISE) return WAN_OK;
+  CORE_TRY(cost_denoise(m, s, keep, c));
+  if (!s->params->preview) return WAN_OK;
+  stage_cost look; /* a preview decodes one frame with streamed weights between two steps */
+  CORE_TRY(cost_vae(m, s, true, 1, 0, &look));
+  c->peak += look.peak;
+  c->host += look.host;
+  return WAN_OK;
+}
+
+wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out) {
+  stage_cost c;
+  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
+    CORE_TRY(cost_stage(m, s, (wan_stage)i, 0, &c));
+    out->streamed[i] = c.peak;
+    out->host[i] = c.host;
+  }
+  return WAN_OK;
+}
+
+wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
+  stage_cost c;
+  *out = (run_cost){.tokens = s->T * (s->h / 2) * (s->w / 2)};
+  CORE_TRY(cost_least(m, s, out));
+  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
+    CORE_TRY(cost_stage(m, s, (wan_stage)i, UINT64_MAX, &c));
+    out->flops[i] = c.flops;
+    out->work[i] = c.work;
+    out->resident[i] = c.peak;
+    out->weights[i] = c.weights;
+    if (c.host > out->host[i]) out->host[i] = c.host;
+  }
+  return WAN_OK;
+}
+
+wan_status cost_peak(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep, uint64_t *peak,
+                     int *blocks) {
+  stage_cost c;
+  CORE_TRY(cost_stage(m, s, stage, keep, &c));
+  *peak = c.peak;
+  if (blocks) *blocks = c.blocks;
+  return WAN_OK;
 }
 
 /* ---- Memory ---- */
@@ -225,23 +288,31 @@ static uint64_t host_available(void) {
   return available ? available : UINT64_C(8) << 30; /* not Linux: assume a small machine */
 }
 
-uint64_t memory_budget(backend *be) {
-  if (be->ctx->mem_limit) return be->ctx->mem_limit;
-  uint64_t available = be->ops->mem_available ? be->ops->mem_available(be) : host_available();
+uint64_t host_budget(const core_ctx *ctx) {
+  if (ctx->mem_limit) return ctx->mem_limit;
   /* Leave a tenth to others; what this context holds already is its own to use. */
-  return available / 10 * 9 + core_mem_current(be->ctx);
+  return host_available() / 10 * 9 + core_mem_current(ctx);
+}
+
+/* What is free on a device, less a reserve for what the driver and others may still take there. */
+static uint64_t device_budget(backend *be) {
+  enum { RESERVE = 256 << 20 };
+  const uint64_t limit = be->ctx->device_limit;
+  if (be->dry) return limit ? limit : UINT64_MAX;
+  uint64_t available = be->ops->mem_available(be) + core_device_current(be->ctx);
+  /* the driver's share is in the account, but only partly taken yet */
+  available =
+      available > DEVICE_DRIVER_BYTES / 2 + RESERVE ? available - DEVICE_DRIVER_BYTES / 2 - RESERVE : 0;
+  return limit && limit < available ? limit : available;
+}
+
+uint64_t memory_budget(backend *be) {
+  return be->host_memory ? host_budget(be->ctx) : device_budget(be);
 }
 
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget) {
-  uint64_t needed = c->active[stage] + 2 * c->group[stage];
-  return budget > needed ? budget - needed : 0;
-}
-
-uint64_t cost_peak(const run_cost *c, wan_stage stage, uint64_t budget) {
-  uint64_t keep = cost_keep(c, stage, budget);
-  uint64_t held = c->weights[stage] <= keep ? c->weights[stage]
-                                            : keep + 2 * c->group[stage]; /* one works, one is loaded ahead */
-  return c->active[stage] + (held < c->weights[stage] ? held : c->weights[stage]);
+  if (c->resident[stage] <= budget) return UINT64_MAX;
+  return budget > c->streamed[stage] ? budget - c->streamed[stage] : 0;
 }
 
 /* ---- Time ---- */
@@ -274,21 +345,32 @@ wan_status measure_rate(backend *be, double *rate) {
 
 wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out) {
   run_cost c;
-  double rate;
+  double rate = 0;
+  backend *be = m->be;
   CORE_TRY(cost_estimate(m, s, &c));
-  CORE_TRY(measure_rate(m->be, &rate));
+  if (!be->dry) CORE_TRY(measure_rate(be, &rate));
   size_t size = out->size;
   *out = (wan_plan){
       .size = size, .width = s->width, .height = s->height, .frames = s->frames, .steps = s->steps};
   out->experts = s->experts;
   out->tokens = c.tokens;
-  out->fits = true;
-  uint64_t budget = memory_budget(m->be);
+  out->timed = !be->dry;
+  out->blocks = m->config[0].layers;
+  const uint64_t budget = memory_budget(be);
+  out->device_budget = be->host_memory ? 0 : budget;
   for (int i = 0; i < WAN_STAGE_COUNT; i++) {
+    const wan_stage stage = (wan_stage)i;
+    uint64_t peak, keep = cost_keep(&c, stage, budget);
+    int *blocks = stage == WAN_STAGE_DENOISE ? &out->blocks_resident : NULL;
+    CORE_TRY(cost_peak(m, s, stage, keep, &peak, blocks));
     out->flops[i] = c.flops[i];
-    out->seconds[i] = c.work[i] / rate;
-    out->memory_peak[i] = cost_peak(&c, (wan_stage)i, budget);
-    out->fits &= out->memory_peak[i] <= budget;
+    out->seconds[i] = rate > 0 ? c.work[i] / rate : 0;
+    out->memory_peak[i] = be->host_memory ? peak : c.host[i];
+    out->device_memory_peak[i] = be->host_memory ? 0 : peak;
+    out->weights[i] = c.weights[i];
+    out->resident[i] = keep < c.weights[i] ? keep : c.weights[i];
   }
+  out->fits = plan_fits(m, s, &c) == WAN_OK;
+  if (!out->fits) snprintf(out->refusal, sizeof out->refusal, "%.500s", m->ctx->message);
   return WAN_OK;
 }

@@ -7,20 +7,30 @@
 
 typedef struct run_cost {
   int64_t tokens;
-  double flops[WAN_STAGE_COUNT];     /* multiply-add = 2 */
-  double work[WAN_STAGE_COUNT];      /* the same in multiples of a large matrix product's: relative time */
-  uint64_t active[WAN_STAGE_COUNT];  /* peak bytes of activations, caches, latents */
-  uint64_t weights[WAN_STAGE_COUNT]; /* bytes of prepared weights when all stay loaded */
-  uint64_t group[WAN_STAGE_COUNT];   /* bytes of the largest part when they are streamed */
+  double flops[WAN_STAGE_COUNT]; /* multiply-add = 2 */
+  double work[WAN_STAGE_COUNT];  /* the same in multiples of a large matrix product's: relative time */
+  /* Peak bytes of the memory that the backend works in, with all weights streamed and with all kept. */
+  uint64_t streamed[WAN_STAGE_COUNT], resident[WAN_STAGE_COUNT];
+  uint64_t weights[WAN_STAGE_COUNT]; /* bytes of the prepared weights */
+  uint64_t host[WAN_STAGE_COUNT];    /* peak bytes of host memory beside a device's; 0 without one */
 } run_cost;
 
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out);
-/* Bytes the engine may hold: the context's limit, or what the backend's memory has available. */
-uint64_t memory_budget(backend *be);
+/* Peaks with all weights streamed, the least a run can do with; nothing else of `out` is filled in. */
+wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out);
+/* The same with `keep` bytes of weights resident in a stage; *blocks: how many of the transformer's are. */
+wan_status cost_peak(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep, uint64_t *peak,
+                     int *blocks);
 /* How many bytes of weights may stay loaded in a stage. */
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget);
-/* Peak of a stage under that rule. */
-uint64_t cost_peak(const run_cost *c, wan_stage stage, uint64_t budget);
+/* Bytes the engine may hold of the memory that the backend works in: the context's limit, or what is
+ * available there less a reserve. */
+uint64_t memory_budget(backend *be);
+/* The same of host memory. */
+uint64_t host_budget(const core_ctx *ctx);
+/* WAN_OK, or WAN_ERR_MEMORY with a message that says what is short and the smallest changes that would make
+ * the run fit (plan_fit.c). */
+wan_status plan_fits(wan_model *m, const run_settings *s, const run_cost *cost);
 /* FLOP/s of a large linear layer on this backend, measured in about a quarter of a second. */
 wan_status measure_rate(backend *be, double *flops_per_second);
 wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out);

@@ -12,14 +12,16 @@ static void report(run_progress *p, double in_stage) {
       p->now.fraction < 0.01 ? -1 : p->now.seconds_elapsed * (1 - p->now.fraction) / p->now.fraction;
   p->now.memory = core_mem_current(p->ctx);
   p->now.memory_peak = core_mem_peak(p->ctx);
+  p->now.device_memory = core_device_current(p->ctx);
+  p->now.device_memory_peak = core_device_peak(p->ctx);
   if (p->report) p->report(p->user, &p->now);
 }
 
 static void close_stage(run_progress *p) {
   p->seconds[p->now.stage] += core_now() - p->stage_started;
-  uint64_t peak = core_mem_peak(p->ctx);
+  uint64_t peak = core_mem_peak(p->ctx), device = core_device_peak(p->ctx);
   if (peak > p->memory_peak[p->now.stage]) p->memory_peak[p->now.stage] = peak;
-  if (peak > p->memory_max) p->memory_max = peak;
+  if (device > p->device_memory_peak[p->now.stage]) p->device_memory_peak[p->now.stage] = device;
 }
 
 void progress_start(run_progress *p, core_ctx *ctx, wan_progress_fn fn, void *user,

@@ -14,7 +14,7 @@ typedef struct run_progress {
   wan_progress now;
   double seconds[WAN_STAGE_COUNT];
   uint64_t memory_peak[WAN_STAGE_COUNT];
-  uint64_t memory_max; /* over all stages */
+  uint64_t device_memory_peak[WAN_STAGE_COUNT];
 } run_progress;
 
 /* seconds: expected time by stage in any unit. */

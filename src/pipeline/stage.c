@@ -176,6 +176,8 @@ wan_status stage_run(backend *be, const wan_stage_params *params, char **text) {
         "there is no stage \"%s\"; there are tokenize, clean, text, dit, vae-encode, vae-decode, "
         "schedule, denoise, noise, image, smart-resize, smart-nframes, vision-image and vision-video",
         params->stage ? params->stage : "");
+  if (be->dry && e->model)
+    return core_fail(be->ctx, WAN_ERR_ARGUMENT, "this context was opened for planning only (plan_only)");
   stage_call c = {.be = be, .ctx = be->ctx, .p = params};
   wan_status s = open_files(&c, e);
   if (s == WAN_OK) s = e->run(&c);

@@ -124,7 +124,7 @@ wan_status umt5_open_set(backend *be, weight_set *set, uint64_t keep_bytes, umt5
     return s;
   }
   uint64_t need = 0; /* the token table stays in the file */
-  for (int i = 0; i < u->layers; i++) need += weight_group_bytes(&u->layer[i].group);
+  for (int i = 0; i < u->layers; i++) need += weight_group_bytes(be, &u->layer[i].group);
   u->mode = need <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
   *out = u;
   return WAN_OK;

@@ -210,9 +210,9 @@ wan_status vae_bind(vae *v) {
   return b.status ? b.status : weight_set_finish(v->set);
 }
 
-static uint64_t net_bytes(const vae_net *n) {
-  uint64_t bytes = weight_group_bytes(&n->ends) + weight_group_bytes(&n->middle);
-  for (int i = 0; i < VAE_LEVELS; i++) bytes += weight_group_bytes(&n->level[i].group);
+static uint64_t net_bytes(backend *be, const vae_net *n) {
+  uint64_t bytes = weight_group_bytes(be, &n->ends) + weight_group_bytes(be, &n->middle);
+  for (int i = 0; i < VAE_LEVELS; i++) bytes += weight_group_bytes(be, &n->level[i].group);
   return bytes;
 }
 
@@ -238,8 +238,8 @@ wan_status vae_open_set(backend *be, weight_set *set, uint64_t keep_bytes, vae *
     return s;
   }
   /* A run uses one direction at a time, so each is measured against the whole allowance. */
-  v->encoder_mode = net_bytes(&v->encoder) <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
-  v->decoder_mode = net_bytes(&v->decoder) <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
+  v->encoder_mode = net_bytes(be, &v->encoder) <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
+  v->decoder_mode = net_bytes(be, &v->decoder) <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
   *out = v;
   return WAN_OK;
 }

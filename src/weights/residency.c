@@ -14,13 +14,9 @@ static int items(const weight_group *group) {
   return group->count < WEIGHT_GROUP_MAX ? group->count : WEIGHT_GROUP_MAX;
 }
 
-size_t weight_group_bytes(const weight_group *group) {
+size_t weight_group_bytes(backend *be, const weight_group *group) {
   size_t bytes = 0;
-  for (int i = 0; i < items(group); i++) {
-    const weight *w = group->item[i];
-    bool wide = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32;
-    if (w->role != WEIGHT_TABLE) bytes += (size_t)tensor_count(&w->src) * (wide ? 4 : 2);
-  }
+  for (int i = 0; i < items(group); i++) bytes += backend_weight_bytes(be, group->item[i]);
   return bytes;
 }
 
@@ -31,14 +27,14 @@ static void drop_pages(const weight *w) {
 static wan_status load(backend *be, weight *w) {
   if (w->data) return WAN_OK;
   CORE_TRY(backend_weight_load(be, w));
-  if (w->data_bytes) drop_pages(w); /* copied */
+  if (w->data_bytes && !be->dry) drop_pages(w); /* copied */
   return WAN_OK;
 }
 
 static void unload(backend *be, weight *w) {
   bool in_place = w->place_bytes > 0;
   backend_weight_unload(be, w);
-  if (in_place) drop_pages(w);
+  if (in_place && !be->dry) drop_pages(w);
 }
 
 wan_status weight_group_acquire(backend *be, weight_group *group) {
@@ -62,7 +58,7 @@ void weight_group_release(backend *be, weight_group *group, residency_mode mode)
 }
 
 void weight_group_prefetch(backend *be, weight_group *group) {
-  (void)be; /* every backend reads weights from the mapping */
+  if (be->dry) return; /* every other backend reads weights from the mapping */
   for (int i = 0; i < items(group); i++) {
     const weight *w = group->item[i];
     if (!w->data && w->role != WEIGHT_TABLE) core_map_prefetch(w->src.data, tensor_bytes(&w->src));

@@ -65,8 +65,8 @@ typedef struct weight_group {
 } weight_group;
 
 void weight_group_add(weight_group *group, weight *w); /* w must outlive the group */
-/* What the backend will hold for the group in bf16: an estimate (twice that with WAN_PRECISION_F32). */
-size_t weight_group_bytes(const weight_group *group);
+/* What the backend will hold for the group. */
+size_t weight_group_bytes(backend *be, const weight_group *group);
 
 typedef enum residency_mode {
   RESIDENCY_KEEP,  /* loaded at first use, stays until weight_group_drop() */

@@ -38,7 +38,7 @@ static void test_official_shapes(void **state) {
   dit *d;
   vae *v;
   umt5 *u;
-  assert_int_equal(backend_open_dry(&ctx, WAN_PRECISION_BF16, &be), WAN_OK);
+  assert_int_equal(backend_open_dry(&ctx, &(backend_config){0}, &be), WAN_OK);
   assert_int_equal(bench_net_open(&ctx, NET_DIT_5B, 0, &set), WAN_OK);
   assert_int_equal(weight_set_parameters(set), 4999787712);
   assert_int_equal(dit_open_set(be, set, 0, &d), WAN_OK);

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "scratch.h"
+#include "sparse.h"
 #include "weights/model_dir.h"
 #include "weights/names.h"
 #include "weights/safetensors.h"
@@ -300,46 +301,15 @@ static void test_not_a_model(void **state) {
 
 /* ---- The real sizes ---- */
 
-/* A safetensors file with these names and shapes, all zeros: its data takes no room on the disk. */
-static bool sparse(const char *list, const char *type, int size, const char *to) {
-  static char header[1 << 18], line[256];
-  char path[512], names[512];
-  snprintf(names, sizeof names, WAN_SOURCE_DIR "/models/names/%s.txt", list);
-  FILE *in = fopen(names, "r");
-  assert_non_null(in);
-  size_t used = 0;
-  int64_t at = 0;
-  while (fgets(line, sizeof line, in)) {
-    int64_t n = size;
-    char *dims = strchr(line, ' '), shape[128] = "";
-    *dims++ = 0;
-    for (char *d = strtok(dims, " \n"); d; d = strtok(NULL, " \n")) {
-      n *= atoll(d);
-      strcat(strcat(shape, *shape ? "," : ""), d);
-    }
-    used += (size_t)snprintf(header + used, sizeof header - used,
-                             "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%lld,%lld]}",
-                             used ? ',' : '{', line, type, shape, (long long)at, (long long)(at + n));
-    at += n;
-  }
-  fclose(in);
-  header[used++] = '}';
-  uint64_t length = used;
-  snprintf(path, sizeof path, "%s", scratch_path(&dir, to));
-  FILE *out = fopen(path, "wb");
-  assert_true(fwrite(&length, 8, 1, out) == 1 && fwrite(header, 1, used, out) == used && fclose(out) == 0);
-  return truncate(path, (off_t)(8 + length) + at) == 0;
-}
-
 static json_int_t number(const json_t *root, const char *part, const char *key) {
   return json_integer_value(json_object_get(json_object_get(json_object_get(root, "parts"), part), key));
 }
 
 static void test_official_sizes(void **state) {
   (void)state;
-  if (!sparse("wan2.2-ti2v-5B", "F32", 4, "big/diffusion_pytorch_model.safetensors") ||
-      !sparse("wan2.2-vae", "F32", 4, "big/Wan2.2_VAE.safetensors") ||
-      !sparse("umt5-xxl-encoder", "BF16", 2, "big/models_t5_umt5-xxl-enc-bf16.safetensors"))
+  if (!sparse_checkpoint(&dir, "wan2.2-ti2v-5B", "F32", 4, "big/diffusion_pytorch_model.safetensors") ||
+      !sparse_checkpoint(&dir, "wan2.2-vae", "F32", 4, "big/Wan2.2_VAE.safetensors") ||
+      !sparse_checkpoint(&dir, "umt5-xxl-encoder", "BF16", 2, "big/models_t5_umt5-xxl-enc-bf16.safetensors"))
     skip(); /* a file system without sparse files of 20 GB */
   model_dir m;
   char *text;

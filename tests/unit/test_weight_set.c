@@ -285,9 +285,9 @@ static void test_residency(void **state) {
   weight_set_bind(set, &w[1], WEIGHT_VECTOR, WEIGHT_DIMS(128), "b");
   weight_set_bind(set, &w[2], WEIGHT_LINEAR, WEIGHT_DIMS(8192), "c");
   for (int i = 0; i < 3; i++) weight_group_add(&g, &w[i]);
-  assert_int_equal(weight_group_bytes(&g), 2 * 8192 + 4 * 128 + 2 * 8192);
-
   const backend_ops ops = {.weight_load = fake_load, .weight_unload = fake_unload};
+  assert_int_equal(weight_group_bytes(&(backend){.ops = &ops, .act = DT_BF16}, &g),
+                   2 * 8192 + 4 * 128 + 2 * 8192);
   counter c = {.fail_at = -1, .copy = true};
   backend be = {.ops = &ops, .ctx = &ctx, .impl = &c};
   weight_group_prefetch(&be, &g);

@@ -4,21 +4,11 @@
  * between, of bounded size. */
 #include "backend/cuda/cuda.h"
 
-enum { SCORE_BYTES = 256 << 20, WIDEST_FLASH = 128 };
-
-/* Query rows a block, so that scores and weights of all heads stay below SCORE_BYTES. */
-static int64_t block_rows(int64_t heads, int64_t lk, int64_t lq, size_t size) {
-  int64_t rows = SCORE_BYTES / (heads * lk * (int64_t)(sizeof(float) + size));
-  if (rows > 128) rows -= rows % 128;
-  return rows < 1 ? 1 : rows > lq ? lq : rows;
-}
-
 static wan_status by_products(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec,
                               tensor out) {
   const int64_t heads = spec->heads, lq = q.dim[0], lk = k.dim[0], c = q.dim[1], d = c / heads;
-  const int64_t rows = block_rows(heads, lk, lq, dtype_size(q.type));
-  const size_t scores = (size_t)(heads * rows * lk),
-               bytes = scores * (sizeof(float) + dtype_size(q.type)) + 256;
+  const int64_t rows = device_attention_rows(q, k, spec->heads);
+  const size_t scores = (size_t)(heads * rows * lk), bytes = device_attention_bytes(q, k, spec->heads);
   char *scratch = cuda_mem_alloc(be, bytes);
   if (!scratch) return WAN_ERR_MEMORY;
   const size_t weights_at = (scores * sizeof(float) + 255) / 256 * 256;
@@ -69,8 +59,8 @@ static bool aligned16(const void *p) {
 wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec, tensor out) {
   if (!tensor_count(&q)) return WAN_OK;
   const int64_t d = q.dim[1] / spec->heads;
-  bool regular = q.type == DT_BF16 && d % 8 == 0 && d <= WIDEST_FLASH && aligned16(q.data) &&
-                 aligned16(k.data) && aligned16(v.data) && aligned16(out.data);
+  bool regular = device_attention_fused(q, spec->heads) && aligned16(q.data) && aligned16(k.data) &&
+                 aligned16(v.data) && aligned16(out.data);
   if (!regular) return by_products(be, q, k, v, spec, out);
   if (spec->rel_bias.type == DT_NONE && aligned16(spec->key_bias.data)) {
     bool done = false;

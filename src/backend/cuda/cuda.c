@@ -2,32 +2,33 @@
 #include "backend/cuda/cuda.h"
 #include "backend/registry.h"
 
-enum { COMPUTE_MIN = 80, WORKSPACE_BYTES = 32 << 20 /* what the library's best Hopper products ask for */ };
-
-static size_t reduce_bytes(void) {
-  return (K_DOT_PARTS + 1) * sizeof(double);
-}
+enum { COMPUTE_MIN = 80 };
+_Static_assert((K_DOT_PARTS + 1) * sizeof(double) <= DEVICE_REDUCE_BYTES, "room for the reductions");
 
 static void cuda_close(backend *be) {
   cuda_state *c = be->impl;
   if (!c) return;
   if (c->side_stream) cudaStreamSynchronize(c->side_stream);
   if (c->stream) cudaStreamSynchronize(c->stream);
+  if (c->pool) cuda_mem_report(be);
   cuda_attention_close(be);
   cuda_linear_close(be);
   cuda_staging_close(be);
   if (c->dnn) c->lib.cudnnDestroy(c->dnn);
   if (c->lt) c->lib.cublasLtDestroy(c->lt);
+  if (c->pool) cuda_mem_trim(be);
   if (c->workspace) cuda_mem_free(be, c->workspace, c->workspace_bytes);
-  if (c->reduce) cuda_mem_free(be, c->reduce, reduce_bytes());
+  if (c->reduce) cuda_mem_free(be, c->reduce, DEVICE_REDUCE_BYTES);
   if (c->reduce_host) cudaFreeHost(c->reduce_host);
   if (c->stream) cudaStreamSynchronize(c->stream);
   if (c->pool) cudaMemPoolDestroy(c->pool);
+  core_device_add(be->ctx, -(int64_t)c->driver_bytes);
+  if (c->spare_ready) cudaEventDestroy(c->spare_ready);
   if (c->side_done) cudaEventDestroy(c->side_done);
   for (int i = 0; i < 2; i++)
     if (c->paced[i]) cudaEventDestroy(c->paced[i]);
   if (c->side_stream) cudaStreamDestroy(c->side_stream);
-  if (c->stream) cudaStreamDestroy(c->stream);
+  if (c->main_stream) cudaStreamDestroy(c->main_stream);
   cuda_libraries_close(&c->lib);
   core_free(be->ctx, c);
   be->impl = NULL;
@@ -88,8 +89,21 @@ static wan_status make_pool(backend *be) {
   struct cudaMemPoolProps props = {.allocType = cudaMemAllocationTypePinned,
                                    .handleTypes = cudaMemHandleTypeNone,
                                    .location = {.type = cudaMemLocationTypeDevice, .id = c->device}};
+  const uint64_t limit = be->ctx->device_limit;
+  if (limit && limit < DEVICE_LEAST_BYTES)
+    return core_fail(
+        be->ctx, WAN_ERR_ARGUMENT,
+        "CUDA: a limit of %.2f GiB of device memory (--vram) is too low: the driver and the libraries "
+        "alone take about %.2f GiB",
+        (double)limit / (1 << 30), (double)DEVICE_LEAST_BYTES / (1 << 30));
+  if (limit)
+    props.maxSize = (limit - DEVICE_DRIVER_BYTES) & ~(size_t)((2 << 20) - 1); /* the driver's pages */
+  c->driver_bytes = DEVICE_DRIVER_BYTES;
+  core_device_add(be->ctx, (int64_t)c->driver_bytes);
   uint64_t keep = UINT64_MAX;
-  CORE_TRY(cuda_check(be, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream"));
+  CORE_TRY(
+      cuda_check(be, cudaStreamCreateWithFlags(&c->main_stream, cudaStreamNonBlocking), "creating a stream"));
+  c->stream = c->main_stream;
   CORE_TRY(
       cuda_check(be, cudaStreamCreateWithFlags(&c->side_stream, cudaStreamNonBlocking), "creating a stream"));
   CORE_TRY(
@@ -97,16 +111,19 @@ static wan_status make_pool(backend *be) {
   for (int i = 0; i < 2; i++)
     CORE_TRY(
         cuda_check(be, cudaEventCreateWithFlags(&c->paced[i], cudaEventDisableTiming), "creating an event"));
+  CORE_TRY(
+      cuda_check(be, cudaEventCreateWithFlags(&c->spare_ready, cudaEventDisableTiming), "creating an event"));
   CORE_TRY(cuda_check(be, cudaMemPoolCreate(&c->pool, &props), "creating a memory pool"));
   CORE_TRY(cuda_check(be, cudaMemPoolSetAttribute(c->pool, cudaMemPoolAttrReleaseThreshold, &keep),
                       "setting up the memory pool"));
-  void *reduce = cuda_mem_alloc(be, reduce_bytes());
+  void *reduce = cuda_mem_alloc(be, DEVICE_REDUCE_BYTES);
   if (!reduce) return WAN_ERR_MEMORY;
   c->reduce = reduce;
   c->flag = reduce;
-  if (!(c->workspace = cuda_mem_alloc(be, WORKSPACE_BYTES))) return WAN_ERR_MEMORY;
-  c->workspace_bytes = WORKSPACE_BYTES;
-  return cuda_check(be, cudaMallocHost((void **)&c->reduce_host, reduce_bytes()), "allocating pinned memory");
+  if (!(c->workspace = cuda_mem_alloc(be, DEVICE_WORKSPACE_BYTES))) return WAN_ERR_MEMORY;
+  c->workspace_bytes = DEVICE_WORKSPACE_BYTES;
+  return cuda_check(be, cudaMallocHost((void **)&c->reduce_host, DEVICE_REDUCE_BYTES),
+                    "allocating pinned memory");
 }
 
 static wan_status open_libraries(backend *be) {
@@ -133,6 +150,8 @@ static const backend_ops cuda_ops = {
     .mem_alloc = cuda_mem_alloc,
     .mem_free = cuda_mem_free,
     .mem_available = cuda_mem_available,
+    .mem_reserve = cuda_mem_reserve,
+    .mem_trim = cuda_mem_trim,
     .upload = cuda_upload,
     .download = cuda_download,
     .copy = cuda_copy,
@@ -142,6 +161,7 @@ static const backend_ops cuda_ops = {
     .weight_load = cuda_weight_load,
     .weight_unload = cuda_weight_unload,
     .weight_prefetch = cuda_weight_prefetch,
+    .weight_bytes = cuda_weight_bytes,
     .linear = cuda_linear,
     .ada_norm = cuda_ada_norm,
     .layer_norm = cuda_layer_norm,

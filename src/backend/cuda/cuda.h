@@ -10,23 +10,34 @@
 #include "backend/backend.h"
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/libraries.h"
+#include "backend/device.h"
 
 #include <cuda_runtime_api.h>
 
-enum { CUDA_PLANS = 512, STAGING_BUFFERS = 2 };
+enum { CUDA_PLANS = 512, CUDA_SPARES = 256 };
 
 /* A matrix product's plan: the shape it was made for, and what the library chose. */
 typedef struct linear_plan linear_plan;
 typedef struct attention_plan attention_plan;
 
+typedef struct cuda_spare {
+  void *data;
+  size_t bytes;
+} cuda_spare;
+
 typedef struct cuda_state {
-  int device, compute;      /* compute capability times ten: 90 */
-  cudaStream_t stream;      /* that everything is issued on */
+  int device, compute; /* compute capability times ten: 90 */
+  cudaStream_t stream; /* that everything is issued on: main_stream, or side_stream during a prefetch */
+  cudaStream_t main_stream;
   cudaStream_t side_stream; /* for weights that are loaded ahead */
   cudaEvent_t side_done;
   cudaEvent_t paced[2]; /* recorded in turn by cuda_pace() */
   int pace;             /* which comes next */
   cudaMemPool_t pool;
+  uint64_t driver_bytes;         /* the driver's share, counted in the account */
+  cuda_spare spare[CUDA_SPARES]; /* memory of unloaded weights, for the next ones of the same size */
+  int spare_count;
+  cudaEvent_t spare_ready; /* the operations that used them have run */
   cuda_libraries lib;
   cublasLtHandle_t lt;
   cudnnHandle_t dnn; /* NULL: not available */
@@ -34,9 +45,9 @@ typedef struct cuda_state {
   size_t workspace_bytes;
   linear_plan *linear[CUDA_PLANS]; /* hash table */
   int linear_count;
-  attention_plan *attention;      /* list */
-  void *staging[STAGING_BUFFERS]; /* pinned, for weights on their way to the device */
-  cudaEvent_t staging_free[STAGING_BUFFERS];
+  attention_plan *attention;             /* list */
+  void *staging[DEVICE_STAGING_BUFFERS]; /* pinned, for weights on their way to the device */
+  cudaEvent_t staging_free[DEVICE_STAGING_BUFFERS];
   int staging_next;
   void *tensor_map_encode; /* cuTensorMapEncodeTiled, NULL before compute capability 9.0 */
   double *reduce;          /* device: room for reductions */
@@ -57,6 +68,12 @@ wan_status cuda_launched(backend *be, const char *what);
 void *cuda_mem_alloc(backend *be, size_t bytes);
 void cuda_mem_free(backend *be, void *p, size_t bytes);
 uint64_t cuda_mem_available(backend *be);
+wan_status cuda_mem_reserve(backend *be, uint64_t bytes);
+void cuda_mem_trim(backend *be);
+void cuda_mem_report(backend *be);
+/* Memory of weights: that of one that was unloaded before, if the size is right. */
+void *cuda_weight_memory(backend *be, size_t bytes);
+void cuda_weight_memory_free(backend *be, void *p, size_t bytes);
 wan_status cuda_upload(backend *be, void *dst, const void *host, size_t bytes);
 wan_status cuda_download(backend *be, void *host, const void *src, size_t bytes);
 wan_status cuda_copy(backend *be, void *dst, const void *src, size_t bytes);
@@ -71,10 +88,13 @@ void cuda_staging_close(backend *be);
 wan_status cuda_weight_load(backend *be, weight *w);
 void cuda_weight_unload(backend *be, weight *w);
 void cuda_weight_prefetch(backend *be, weight *w);
+size_t cuda_weight_bytes(backend *be, const weight *w);
 /* A vector's copy in bf16, made when activations are bf16. */
 const void *cuda_vector_bf16(const weight *w);
-/* Channels of a packed convolution weight's rows: ci, or its next multiple of 8 in bf16. */
-int64_t cuda_conv_width(const backend *be, int64_t ci);
+
+static inline int64_t cuda_conv_width(const backend *be, int64_t ci) {
+  return device_conv_width(be->act, ci);
+}
 
 /* ---- Operations ---- */
 wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);

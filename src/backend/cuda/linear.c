@@ -242,10 +242,7 @@ wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bia
   CORE_TRY(operand(be, x, w->type, &a, &copy, &copy_bytes));
   bool done = false;
   wan_status s = WAN_OK;
-  /* with f32 operands the library writes f32 only; its GELU is used where bf16 rounds it anyway */
-  bool direct = act != ACT_SILU && (w->type == DT_BF16 || out.type == DT_F32);
-  if (act == ACT_GELU_TANH && out.type == DT_F32) direct = false;
-  if (direct) {
+  if (device_linear_direct(w->type, act, out.type)) {
     cublasLtEpilogue_t e = bias ? act == ACT_GELU_TANH ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS
                            : act == ACT_GELU_TANH ? CUBLASLT_EPILOGUE_GELU
                                                   : CUBLASLT_EPILOGUE_DEFAULT;

@@ -6,35 +6,12 @@
  * on 16 bytes. A vector has a bf16 twin behind it, which the library adds as a bias. */
 #include "backend/cuda/cuda.h"
 
-static size_t round_up(size_t n, size_t to) {
-  return (n + to - 1) / to * to;
-}
-
-int64_t cuda_conv_width(const backend *be, int64_t ci) {
-  return be->act == DT_BF16 ? (ci + 7) / 8 * 8 : ci;
-}
-
-static size_t vector_twin_offset(const weight *w) {
-  return round_up((size_t)tensor_count(&w->src) * sizeof(float), 16);
-}
-
 const void *cuda_vector_bf16(const weight *w) {
-  return w ? (const char *)w->data + vector_twin_offset(w) : NULL;
+  return w ? (const char *)w->data + device_twin_offset(w) : NULL;
 }
 
 static int64_t conv_taps(const weight *w) {
-  if (w->role == WEIGHT_CONV_UP) return 16; /* four taps in each of four phases */
   return tensor_count(&w->src) / (w->src.dim[0] * w->src.dim[1]);
-}
-
-/* The dtype and bytes of the loaded form. */
-static void loaded_form(const backend *be, const weight *w, dtype *type, size_t *bytes) {
-  size_t n = (size_t)tensor_count(&w->src);
-  *type = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32 ? DT_F32 : be->act;
-  *bytes = n * dtype_size(*type);
-  if (w->role == WEIGHT_VECTOR && be->act == DT_BF16) *bytes = vector_twin_offset(w) + 2 * n;
-  if (w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP)
-    *bytes = (size_t)(w->src.dim[0] * conv_taps(w) * cuda_conv_width(be, w->src.dim[1])) * dtype_size(*type);
 }
 
 /* From raw (device, the file's dtype) to data. */
@@ -76,7 +53,7 @@ static wan_status fill(backend *be, weight *w, void *data) {
     CORE_TRY(s);
   }
   if (w->role != WEIGHT_VECTOR || be->act != DT_BF16) return WAN_OK;
-  k_convert(c->stream, (k_data){data, K_F32}, (k_data){(char *)data + vector_twin_offset(w), K_BF16},
+  k_convert(c->stream, (k_data){data, K_F32}, (k_data){(char *)data + device_twin_offset(w), K_BF16},
             tensor_count(&w->src));
   return cuda_launched(be, "converting weights");
 }
@@ -94,15 +71,14 @@ wan_status cuda_weight_load(backend *be, weight *w) {
     w->data_bytes = 0;
     return WAN_OK;
   }
-  size_t bytes = 0;
   dtype type = DT_NONE;
-  loaded_form(be, w, &type, &bytes);
-  void *data = cuda_mem_alloc(be, bytes);
+  size_t bytes = device_weight_bytes(be->act, w, &type);
+  void *data = cuda_weight_memory(be, bytes);
   if (!data) return WAN_ERR_MEMORY;
   w->type = type;
   wan_status s = fill(be, w, data);
   if (s != WAN_OK) {
-    cuda_mem_free(be, data, bytes);
+    cuda_weight_memory_free(be, data, bytes);
     w->type = DT_NONE;
     return s;
   }
@@ -115,15 +91,19 @@ wan_status cuda_weight_load(backend *be, weight *w) {
  * meanwhile, so this is called when the compute stream has work. */
 void cuda_weight_prefetch(backend *be, weight *w) {
   cuda_state *c = cuda_of(be);
-  cudaStream_t compute = c->stream;
   c->stream = c->side_stream;
   wan_status s = cuda_weight_load(be, w);
-  c->stream = compute;
+  c->stream = c->main_stream;
   if (s == WAN_OK && (cudaEventRecord(c->side_done, c->side_stream) != cudaSuccess ||
                       cudaStreamWaitEvent(c->stream, c->side_done, 0) != cudaSuccess))
     cudaStreamSynchronize(c->side_stream); /* the next check reports whatever is wrong */
 }
 
 void cuda_weight_unload(backend *be, weight *w) {
-  if (w->data_bytes) cuda_mem_free(be, w->data, w->data_bytes);
+  if (w->data_bytes) cuda_weight_memory_free(be, w->data, w->data_bytes);
+}
+
+size_t cuda_weight_bytes(backend *be, const weight *w) {
+  dtype type;
+  return device_weight_bytes(be->act, w, &type);
 }

@@ -1,0 +1,43 @@
+/* device.h: what takes how much memory on a CUDA device. The backend takes exactly this, and the planner,
+ * which also works where there is no device, counts exactly this: one set of rules, so that they can't
+ * disagree. */
+#ifndef WAN_BACKEND_DEVICE_H
+#define WAN_BACKEND_DEVICE_H
+
+#include "backend/backend.h"
+
+/* Every allocation is rounded to what the driver's pools hand out. */
+enum { DEVICE_ALIGN = 512 };
+/* The share of the driver and the libraries: their context, code and own workspaces. Measured on an H100
+ * (docs/CUDA.md, "Memory"). */
+#define DEVICE_DRIVER_BYTES ((uint64_t)640 << 20)
+/* What the backend holds as long as it is open: room for the library's best products on Hopper, and for sums.
+ */
+enum { DEVICE_WORKSPACE_BYTES = 32 << 20, DEVICE_REDUCE_BYTES = 16 << 10 };
+#define DEVICE_LEAST_BYTES (DEVICE_DRIVER_BYTES + DEVICE_WORKSPACE_BYTES + DEVICE_REDUCE_BYTES)
+/* Pinned host memory for weights on their way. */
+enum { DEVICE_STAGING_BYTES = 32 << 20, DEVICE_STAGING_BUFFERS = 2 };
+/* Scores of an attention that is made of products, at a time. */
+enum { DEVICE_SCORE_BYTES = 256 << 20, DEVICE_WIDEST_FLASH = 128 };
+
+size_t device_round(size_t bytes);
+/* Channels of a packed convolution weight's rows, and of what it is applied to: ci, or its next multiple of 8
+ * in bf16, so that every row starts on 16 bytes. */
+int64_t device_conv_width(dtype act, int64_t ci);
+/* The loaded form of a weight: its dtype and bytes (0: it stays in the file). */
+size_t device_weight_bytes(dtype act, const weight *w, dtype *type);
+/* Where the bf16 twin of a vector begins behind its f32 form. */
+size_t device_twin_offset(const weight *w);
+/* Beside the loaded form while a weight is converted on the device: its raw bytes, and a widened copy. */
+size_t device_raw_bytes(dtype act, const weight *w);
+size_t device_wide_bytes(dtype act, const weight *w);
+/* May the library write this product's result itself? Otherwise it goes through f32. */
+bool device_linear_direct(dtype weight_type, op_act act, dtype out);
+/* While an operation runs: */
+size_t device_linear_bytes(tensor x, dtype weight_type, op_act act, tensor out);
+bool device_attention_fused(tensor q, int heads);             /* one kernel without scores in memory */
+int64_t device_attention_rows(tensor q, tensor k, int heads); /* query rows whose scores are made at a time */
+size_t device_attention_bytes(tensor q, tensor k, int heads);
+size_t device_conv_bytes(dtype act, tensor x);
+
+#endif

@@ -1,0 +1,268 @@
+/* The limit of device memory: what is planned keeps to it, what can't is refused with changes that work; and
+ * with a device here, runs keep to it and take what was planned. The plan's rules are those of the backend
+ * (backend/device.h), so what may differ is how chunks of the arena are rounded: 10% and 8 MiB. */
+#define _GNU_SOURCE /* mkdtemp, nftw, truncate */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include <wan/wan.h>
+
+#include "backend/device.h"
+#include "scratch.h"
+#include "sparse.h"
+#include "weights/safetensors.h"
+
+#define GIB ((uint64_t)1 << 30)
+
+static const char model_dir_path[] = WAN_SOURCE_DIR "/models/shapes";
+static scratch dir;
+static bool official; /* TI2V-5B at full size is in the folder */
+
+static int setup(void **state) {
+  (void)state;
+  scratch_open(&dir);
+  scratch_text(&dir, "5B/config.json",
+               "{\"model_type\":\"ti2v\",\"dim\":3072,\"ffn_dim\":14336,\"freq_dim\":256,\"num_heads\":24,"
+               "\"num_layers\":30,\"in_dim\":48,\"out_dim\":48,\"text_len\":512,\"eps\":1e-6}");
+  scratch_text(&dir, "5B/google/umt5-xxl/spiece.model", "never read");
+  official =
+      sparse_checkpoint(&dir, "wan2.2-ti2v-5B", "BF16", 2, "5B/diffusion_pytorch_model.safetensors") &&
+      sparse_checkpoint(&dir, "wan2.2-vae", "F32", 4, "5B/Wan2.2_VAE.safetensors") &&
+      sparse_checkpoint(&dir, "umt5-xxl-encoder", "BF16", 2, "5B/models_t5_umt5-xxl-enc-bf16.safetensors");
+  return 0;
+}
+
+static int teardown(void **state) {
+  (void)state;
+  scratch_close(&dir);
+  return 0;
+}
+
+typedef struct session {
+  wan_context *context;
+  wan_model *model;
+} session;
+
+/* With the device itself, or a context that only plans for it. False: there is no device. */
+static bool open_session(session *s, uint64_t limit, bool plan_only, const char *model) {
+  wan_context_params p;
+  wan_context_params_init(&p);
+  p.backend = "cuda";
+  p.device_limit = limit;
+  p.plan_only = plan_only;
+  *s = (session){0};
+  if (wan_context_create(&p, &s->context) != WAN_OK) {
+    assert_false(plan_only);
+    return false;
+  }
+  if (wan_model_open(s->context, model, &s->model) != WAN_OK) fail_msg("%s", wan_context_error(s->context));
+  return true;
+}
+
+static void close_session(session *s) {
+  wan_model_close(s->model);
+  wan_context_destroy(s->context);
+}
+
+static wan_generate_params request(void) {
+  wan_generate_params p;
+  wan_generate_params_init(&p);
+  p.prompt = "a green star on black";
+  return p;
+}
+
+static wan_plan plan_of(session *s, const wan_generate_params *p) {
+  wan_plan plan;
+  wan_plan_init(&plan);
+  if (wan_plan_generate(s->model, p, &plan) != WAN_OK) fail_msg("%s", wan_context_error(s->context));
+  return plan;
+}
+
+static uint64_t highest(const uint64_t peak[WAN_STAGE_COUNT]) {
+  uint64_t most = 0;
+  for (int i = 0; i < WAN_STAGE_COUNT; i++)
+    if (peak[i] > most) most = peak[i];
+  return most;
+}
+
+/* TI2V-5B at its own size on the usual cards. */
+static void test_planned_peaks(void **state) {
+  (void)state;
+  static const unsigned cards[] = {8, 12, 16, 24, 48, 80};
+  if (!official) skip();
+  int resident = 0;
+  for (size_t i = 0; i < sizeof cards / sizeof *cards; i++) {
+    session s;
+    open_session(&s, cards[i] * GIB, true, scratch_path(&dir, "5B"));
+    wan_generate_params p = request();
+    wan_plan plan = plan_of(&s, &p);
+    assert_true(plan.fits);
+    assert_false(plan.timed);
+    assert_int_equal(plan.blocks, 30);
+    assert_true(highest(plan.device_memory_peak) <= cards[i] * GIB);
+    /* What the limit leaves is used: another block, its text keys and the four outer groups don't fit. */
+    if (plan.blocks_resident < 30)
+      assert_true(plan.device_memory_peak[WAN_STAGE_DENOISE] > cards[i] * GIB - GIB);
+    assert_true(plan.blocks_resident >= resident);
+    resident = plan.blocks_resident;
+    assert_true(highest(plan.memory_peak) < GIB); /* device memory is not counted as the host's */
+    close_session(&s);
+  }
+  assert_int_equal(resident, 30);
+}
+
+/* Text behind a flag in a message, or NULL. */
+static const char *after(const char *text, const char *flag) {
+  const char *at = strstr(text, flag);
+  return at ? at + strlen(flag) : NULL;
+}
+
+static bool fits_with(uint64_t limit, const wan_generate_params *p) {
+  session s;
+  open_session(&s, limit, true, scratch_path(&dir, "5B"));
+  bool fits = plan_of(&s, p).fits;
+  close_session(&s);
+  return fits;
+}
+
+static void test_refused(void **state) {
+  (void)state;
+  if (!official) skip();
+  const uint64_t limit = 2 * GIB + GIB / 2;
+  session s;
+  open_session(&s, limit, true, scratch_path(&dir, "5B"));
+  wan_generate_params p = request(), changed = p;
+  wan_plan plan = plan_of(&s, &p);
+  assert_false(plan.fits);
+  print_message("%s\n", plan.refusal);
+  assert_non_null(strstr(plan.refusal, "the limit is 2.50 GiB"));
+  double gib = 0;
+  const char *vram = after(plan.refusal, "--vram "), *size = after(plan.refusal, "--size ");
+  assert_true(vram && sscanf(vram, "%lfG", &gib) == 1);
+  assert_true(fits_with((uint64_t)(gib * (double)GIB), &p));
+  assert_false(fits_with((uint64_t)((gib - 0.11) * (double)GIB), &p));
+  assert_true(size && sscanf(size, "%dx%d", &changed.width, &changed.height) == 2);
+  assert_true(fits_with(limit, &changed));
+  changed.height += 32; /* the next larger size of that aspect */
+  changed.width = (int)((double)changed.height * 1280 / 704 / 32 + 0.5) * 32;
+  assert_false(fits_with(limit, &changed));
+  assert_int_equal(wan_generate(s.model, &p, NULL), WAN_ERR_ARGUMENT); /* plan_only */
+  close_session(&s);
+}
+
+static void check_stage(const char *name, uint64_t planned, uint64_t used) {
+  const double fixed = (double)DEVICE_LEAST_BYTES; /* the same on both sides */
+  print_message("%s: planned %.1f MiB, used %.1f MiB\n", name, (double)planned / (1 << 20),
+                (double)used / (1 << 20));
+  double p = (double)planned - fixed, u = (double)used - fixed;
+  assert_true(p >= 0.9 * u - (8 << 20) && p <= 1.1 * u + (8 << 20));
+}
+
+static void keep_row(void *user, const wan_bench_row *row) {
+  *(wan_bench_row *)user = *row;
+}
+
+static void check_denoise(session *s, const wan_generate_params *p, uint64_t limit) {
+  wan_plan plan = plan_of(s, p);
+  wan_bench_row r = {0};
+  wan_bench_params b;
+  wan_bench_params_init(&b);
+  b.model = model_dir_path;
+  b.stage = "dit";
+  b.width = p->width, b.height = p->height, b.frames = p->frames;
+  b.repeat = 2;
+  assert_true(plan.fits);
+  if (wan_bench(s->context, &b, keep_row, &r) != WAN_OK) fail_msg("%s", wan_context_error(s->context));
+  print_message("%d of %d blocks resident\n", plan.blocks_resident, plan.blocks);
+  check_stage("denoise", plan.device_memory_peak[WAN_STAGE_DENOISE], r.device_memory_peak);
+  assert_true(!limit || r.device_memory_peak <= limit);
+}
+
+static bool ignore_frame(void *user, int index, int width, int height, const uint8_t *rgb) {
+  (void)user, (void)index, (void)width, (void)height, (void)rgb;
+  return true;
+}
+
+static void check_decode(session *s, wan_generate_params p, uint64_t limit) {
+  wan_generate_result r;
+  wan_generate_result_init(&r);
+  static float zero[48 * 3 * 16 * 16]; /* [48, 3, 16, 16]: 9 frames of 256x256 */
+  p.from_latent_path = scratch_path(&dir, "latent.safetensors");
+  p.frame = ignore_frame;
+  named_tensor t = {"latent", TENSOR_OF(DT_F32, zero, 48, 3, 16, 16)};
+  assert_int_equal(safetensors_write(NULL, p.from_latent_path, 1, &t, NULL), WAN_OK);
+  p.width = p.height = 256;
+  p.frames = 9;
+  wan_plan plan = plan_of(s, &p);
+  if (wan_generate(s->model, &p, &r) != WAN_OK) fail_msg("%s", wan_context_error(s->context));
+  check_stage("decode", plan.device_memory_peak[WAN_STAGE_DECODE], r.device_memory_peak[WAN_STAGE_DECODE]);
+  assert_true(!limit || r.device_memory_peak[WAN_STAGE_DECODE] <= limit);
+}
+
+static void test_device(void **state) {
+  (void)state;
+  session s;
+  wan_generate_params p = request();
+  p.width = 832;
+  p.height = 480;
+  p.frames = 81;
+  p.guidance_low = p.guidance_high = 1; /* one pass, as the benchmark makes */
+  if (!open_session(&s, 0, false, model_dir_path)) {
+    print_message("SKIPPED: no CUDA device\n");
+    skip();
+  }
+  check_denoise(&s, &p, 0);
+  check_decode(&s, p, 0);
+  wan_plan plan = plan_of(&s, &p);
+  const uint64_t resident = plan.device_memory_peak[WAN_STAGE_DENOISE];
+  close_session(&s);
+  /* A little less than everything: some blocks are streamed. */
+  const uint64_t limit = resident - plan.weights[WAN_STAGE_DENOISE] / 4;
+  assert_true(open_session(&s, limit, false, model_dir_path));
+  check_denoise(&s, &p, limit);
+  close_session(&s);
+  p.height = p.width = 256; /* the decoder has to fit, too */
+  p.frames = 9;
+  assert_true(open_session(&s, limit, false, model_dir_path));
+  check_decode(&s, p, limit);
+  close_session(&s);
+}
+
+/* An allocation beyond the limit is refused with the limit, what is held and what was asked. */
+static void test_allocation(void **state) {
+  (void)state;
+  core_ctx ctx;
+  backend *be;
+  core_ctx_init(&ctx);
+  ctx.device_limit = GIB;
+  if (backend_open(&ctx, &(backend_config){.name = "cuda"}, &be) != WAN_OK) {
+    print_message("SKIPPED: %s\n", ctx.message);
+    skip();
+  }
+  tensor small = TENSOR_ALLOC(be, DT_F32, 1 << 20), large = TENSOR_ALLOC(be, DT_F32, 1 << 28);
+  assert_non_null(small.data);
+  assert_null(large.data);
+  assert_int_equal(backend_status(be), WAN_ERR_MEMORY);
+  print_message("%s\n", ctx.message);
+  assert_non_null(strstr(ctx.message, "1024.0 MiB more do not fit into the limit of 1.00 GiB"));
+  assert_true(core_device_peak(&ctx) <= GIB);
+  backend_clear(be);
+  tensor_free(be, &small);
+  backend_close(be);
+  assert_int_equal(core_device_current(&ctx), 0);
+  ctx.device_limit = GIB / 8;
+  assert_int_equal(backend_open(&ctx, &(backend_config){.name = "cuda"}, &be), WAN_ERR_ARGUMENT);
+  assert_non_null(strstr(ctx.message, "too low"));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_planned_peaks), cmocka_unit_test(test_refused),
+                                     cmocka_unit_test(test_device), cmocka_unit_test(test_allocation)};
+  return cmocka_run_group_tests(tests, setup, teardown);
+}
