@@ -8,9 +8,10 @@
 
 /* Every allocation is rounded to what the driver's pools hand out. */
 enum { DEVICE_ALIGN = 512 };
-/* The share of the driver and the libraries: their context, code and own workspaces. Measured on an H100
- * (docs/CUDA.md, "Memory"). */
-#define DEVICE_DRIVER_BYTES ((uint64_t)640 << 20)
+/* The share of the driver and the libraries, their context and code: 543 MiB on an H100 with driver 580, less
+ * on smaller cards. The account adds what a pool takes beyond what is asked of it, in steps of 32 MiB. */
+#define DEVICE_CONTEXT_BYTES ((uint64_t)544 << 20)
+#define DEVICE_DRIVER_BYTES (DEVICE_CONTEXT_BYTES + ((uint64_t)64 << 20))
 /* What the backend holds as long as it is open: room for the library's best products on Hopper, and for sums.
  */
 enum { DEVICE_WORKSPACE_BYTES = 32 << 20, DEVICE_REDUCE_BYTES = 16 << 10 };

@@ -36,7 +36,10 @@ static void *label(backend *be, size_t bytes) {
 
 static void dry_close(backend *be) {
   const dry *d = be->impl;
-  if (d->device) core_device_add(be->ctx, -(int64_t)DEVICE_LEAST_BYTES);
+  if (d->device) {
+    core_device_add(be->ctx, -(int64_t)DEVICE_LEAST_BYTES);
+    core_mem_add(be->ctx, -DEVICE_STAGING_BUFFERS * (int64_t)DEVICE_STAGING_BYTES);
+  }
   core_free(be->ctx, be->impl);
 }
 
@@ -292,7 +295,10 @@ wan_status backend_open_dry(core_ctx *ctx, const backend_config *config, backend
                   .dry = true,
                   .impl = d,
                   .profile = profile};
-  if (d->device) core_device_add(ctx, (int64_t)DEVICE_LEAST_BYTES);
+  if (d->device) {
+    core_device_add(ctx, (int64_t)DEVICE_LEAST_BYTES);
+    core_mem_add(ctx, DEVICE_STAGING_BUFFERS * (int64_t)DEVICE_STAGING_BYTES);
+  }
   *out = be;
   return WAN_OK;
 }

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend/device.h"
 #include "backend/profile.h"
 #include "pipeline/condition.h"
 #include "text/text.h"
@@ -80,7 +79,7 @@ static void add_work(stage_cost *c, counted w, double times) {
 static void keep_memory(stage_cost *c, const dry_run *d, uint64_t held, uint64_t beside) {
   const bool device = !d->be->host_memory;
   c->peak = held + (device ? core_device_peak(&d->ctx) : core_mem_peak(&d->ctx) + beside);
-  c->host = device ? core_mem_peak(&d->ctx) + beside + DEVICE_STAGING_BUFFERS * DEVICE_STAGING_BYTES : 0;
+  c->host = device ? core_mem_peak(&d->ctx) + beside : 0;
 }
 
 /* Which tensors of a file a stage loads. */
@@ -300,9 +299,7 @@ static uint64_t device_budget(backend *be) {
   const uint64_t limit = be->ctx->device_limit;
   if (be->dry) return limit ? limit : UINT64_MAX;
   uint64_t available = be->ops->mem_available(be) + core_device_current(be->ctx);
-  /* the driver's share is in the account, but only partly taken yet */
-  available =
-      available > DEVICE_DRIVER_BYTES / 2 + RESERVE ? available - DEVICE_DRIVER_BYTES / 2 - RESERVE : 0;
+  available = available > RESERVE ? available - RESERVE : 0;
   return limit && limit < available ? limit : available;
 }
 

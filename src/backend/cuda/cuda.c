@@ -97,7 +97,7 @@ static wan_status make_pool(backend *be) {
         "alone take about %.2f GiB",
         (double)limit / (1 << 30), (double)DEVICE_LEAST_BYTES / (1 << 30));
   if (limit)
-    props.maxSize = (limit - DEVICE_DRIVER_BYTES) & ~(size_t)((2 << 20) - 1); /* the driver's pages */
+    props.maxSize = (limit - DEVICE_CONTEXT_BYTES) & ~(size_t)((2 << 20) - 1); /* the driver's pages */
   c->driver_bytes = DEVICE_DRIVER_BYTES;
   core_device_add(be->ctx, (int64_t)c->driver_bytes);
   uint64_t keep = UINT64_MAX;
