@@ -297,10 +297,10 @@ typedef struct wan_bench_row {
   double seconds, seconds_min, seconds_max; /* median, fastest, slowest */
   double
       seconds_floor; /* operations or weights at the measured ceiling, whichever takes longer; 0: ceilings */
-  double flops, bytes;  /* of one run; bytes: of the weights, or copied */
-  int64_t tokens;       /* of transformer and text encoder */
-  bool streamed;        /* not all weights fit: some are loaded anew in every run */
-  uint64_t memory_peak; /* bytes of host memory the engine held */
+  double flops, bytes;         /* of one run; bytes: of the weights, or copied */
+  int64_t tokens;              /* of transformer and text encoder */
+  bool streamed;               /* not all weights fit: some are loaded anew in every run */
+  uint64_t memory_peak;        /* bytes of host memory the engine held */
   uint64_t device_memory_peak; /* of device memory; 0 where there is none */
 } wan_bench_row;
 typedef void (*wan_bench_fn)(void *user, const wan_bench_row *row);

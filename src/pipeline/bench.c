@@ -160,7 +160,8 @@ static wan_status copy_ceiling(bench *b) {
 
 /* ---- Stages ---- */
 
-/* What a stage does and needs, by running it without computing: with all weights kept, and with all streamed. */
+/* What a stage does and needs, by running it without computing: with all weights kept, and with all streamed.
+ */
 typedef struct stage_cost {
   double flops;
   uint64_t weights, resident, streamed; /* the last two: peak bytes of the memory that the backend works in */
@@ -321,6 +322,8 @@ wan_status bench_run(backend *be, const wan_bench_params *p, wan_bench_fn row, v
     return core_fail(b.ctx, WAN_ERR_ARGUMENT, "%d runs: 1 to %d are possible", b.runs, BENCH_RUNS_MAX);
   if (p->model && p->layers)
     return core_fail(b.ctx, WAN_ERR_ARGUMENT, "the number of layers is the checkpoint's own");
+  if (be->dry)
+    return core_fail(b.ctx, WAN_ERR_ARGUMENT, "this context was opened for planning only (plan_only)");
   CORE_TRY(check_stage(&b));
   CORE_TRY(matrix_ceiling(&b));
   CORE_TRY(copy_ceiling(&b));
