@@ -89,9 +89,11 @@ static void report(bench *b, double *seconds, int runs) {
   double median = seconds[runs / 2], flops = 0;
   printf(
       "{\"stage\": \"%s\", \"backend\": \"%s\", \"precision\": \"%s\", \"threads\": %d, \"seconds\": %.6f, "
-      "\"min\": %.6f, \"max\": %.6f, \"runs\": %d, \"engine_peak_bytes\": %llu, \"rss_peak_bytes\": %lld",
+      "\"min\": %.6f, \"max\": %.6f, \"runs\": %d, \"engine_peak_bytes\": %llu, "
+      "\"device_peak_bytes\": %llu, \"rss_peak_bytes\": %lld",
       b->o.stage, b->be->ops->name, b->be->act == DT_F32 ? "f32" : "bf16", b->be->threads, median, seconds[0],
-      seconds[runs - 1], runs, (unsigned long long)core_mem_peak(&b->ctx), (long long)u.ru_maxrss * 1024);
+      seconds[runs - 1], runs, (unsigned long long)core_mem_peak(&b->ctx),
+      (unsigned long long)core_device_peak(&b->ctx), (long long)u.ru_maxrss * 1024);
   for (int i = 0, n = 0; i < PROF_COUNT; i++) {
     const backend_profile_row *r = &b->work.row[i];
     if (!r->calls || i == PROF_WEIGHT_LOAD) continue;
@@ -296,7 +298,7 @@ static void run_stage(bench *b) {
 /* What one run has to do at least, from the stage's own code. */
 static void count_work(bench *b) {
   b->counting = true;
-  must(b, backend_open_dry(&b->ctx, b->o.config.precision, &b->be));
+  must(b, backend_open_dry(&b->ctx, &b->o.config, &b->be));
   run_stage(b);
   b->work = *b->be->profile;
   backend_close(b->be);
