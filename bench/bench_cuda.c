@@ -161,11 +161,13 @@ static void block(bench *b, const char *name, int64_t L, int64_t C, int64_t F, i
   PART("linear F x C", 1, 2 * l * c * f, 0, op_linear_into(be, h, w2, bc, ACT_NONE, y));
   PART("attention, self", 1, 4 * l * l * c, 0, op_attention(be, a, k, v, &self));
   PART("attention, 512 text keys", 1, 4 * l * 512 * c, 0, op_attention(be, a, tk, tv, &cross));
-  PART("ada_norm, 2 of them", 2, 0, l * c * 6, op_ada_norm(be, x, mod, &rows, 0, 1, 1e-6f, DT_NONE));
-  PART("layer_norm", 1, 0, l * c * 6, op_layer_norm(be, x, bc, bc, 1e-6f, DT_NONE));
-  PART("qk_norm_rope, 3 of them", 3, 0, l * c * 4 + l * 512, op_qk_norm_rope(be, y, bc, 1e-6f, rope, heads));
-  PART("gate_add, 3 of them", 3, 0, l * c * 10, op_gate_add(be, x, a, mod, &rows, 2));
-  PART("all_finite", 1, 0, l * c * 4, (void)op_all_finite(be, x));
+  residual_add gated = {.y = a, .mod = mod, .gate = 2}, plain = {.y = a};
+  PART("gate_add and ada_norm", 1, 0, l * c * 12, op_add_ada_norm(be, x, &gated, mod, &rows, 0, 1, 1e-6f, y));
+  PART("gate_add and layer_norm", 1, 0, l * c * 12,
+       op_add_layer_norm(be, x, &gated, &rows, bc, bc, 1e-6f, y));
+  PART("add and ada_norm", 1, 0, l * c * 12, op_add_ada_norm(be, x, &plain, mod, &rows, 0, 1, 1e-6f, y));
+  PART("qk_norm_rope, 2 of them", 2, 0, l * c * 4 + l * 512, op_qk_norm_rope(be, y, bc, 1e-6f, rope, heads));
+  PART("qk_norm of text queries", 1, 0, l * c * 4, op_qk_norm_rope(be, y, bc, 1e-6f, (tensor){0}, heads));
 #undef PART
   printf("%-34s %9.3f ms; floor %.3f ms at the ceiling; %.2f of it\n", "block", total * 1e3,
          flops / b->ceiling * 1e3, flops / b->ceiling / total);

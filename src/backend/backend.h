@@ -140,6 +140,7 @@ typedef struct backend_ops {
   wan_status (*mul)(backend *be, tensor a, tensor b);
   wan_status (*activate)(backend *be, tensor x, op_act act, tensor out);
   wan_status (*modulation)(backend *be, const weight *base, tensor e, tensor out);
+  wan_status (*position_bias)(backend *be, const weight *table, tensor bucket, tensor out);
   wan_status (*embed)(backend *be, const weight *table, const int32_t *ids, tensor out);
   wan_status (*cast)(backend *be, tensor x, tensor out);
   wan_status (*patchify)(backend *be, tensor x, tensor out);
@@ -274,6 +275,9 @@ void op_mul(backend *be, tensor a, tensor b);
 tensor op_activate(backend *be, tensor x, op_act act, dtype out);
 /* base F32 [1, R, C] (or [R, C]) + e F32 [n, R, C]; or + e [n, C] broadcast over R. -> F32 [n, R, C]. */
 tensor op_modulation(backend *be, const weight *base, tensor e);
+/* attention_spec.rel_bias from a table F32 [buckets, heads]: entry (h, i) is table[bucket[i]][h], rounded to
+ * the act dtype, in which T5 forms it. bucket I32 [n], every entry below buckets -> F32 [heads, n]. */
+tensor op_position_bias(backend *be, const weight *table, tensor bucket);
 /* Rows ids[0..n-1] (host memory) of table [V, C] -> [n, C] of type out. Out-of-range ids fail. */
 tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n, dtype out);
 tensor op_cast(backend *be, tensor x, dtype out); /* x itself when it already has that dtype */

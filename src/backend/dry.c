@@ -165,6 +165,11 @@ static wan_status dry_modulation(backend *be, const weight *base, tensor e, tens
   return WAN_OK;
 }
 
+static wan_status dry_position_bias(backend *be, const weight *table, tensor bucket, tensor out) {
+  (void)be, (void)table, (void)bucket, (void)out;
+  return WAN_OK;
+}
+
 static wan_status dry_embed(backend *be, const weight *table, const int32_t *ids, tensor out) {
   (void)ids;
   transient(be, (size_t)out.dim[0] * (size_t)out.dim[1] * dtype_size(table->src.type));
@@ -249,6 +254,7 @@ static const backend_ops dry_ops = {
     .mul = dry_pair,
     .activate = dry_activate,
     .modulation = dry_modulation,
+    .position_bias = dry_position_bias,
     .embed = dry_embed,
     .cast = dry_pair,
     .patchify = dry_pair,

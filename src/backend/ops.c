@@ -410,6 +410,17 @@ tensor op_modulation(backend *be, const weight *base, tensor e) {
   return unless_failed(be, out);
 }
 
+tensor op_position_bias(backend *be, const weight *table, tensor bucket) {
+  const int64_t heads = tensor_cols(&table->src);
+  bool ok = bucket.type == DT_I32 && bucket.ndim == 1 && table->src.ndim == 2;
+  if (!require(be, ok, "position_bias", table->src, bucket)) return (tensor){0};
+  if (!require_loaded(be, "position_bias", table, tensor_count(&table->src))) return (tensor){0};
+  tensor y = TENSOR_NEW(be, DT_F32, heads, bucket.dim[0]);
+  if (be->failed) return y;
+  settle(be, be->ops->position_bias(be, table, bucket, y));
+  return unless_failed(be, y);
+}
+
 tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n, dtype out) {
   if (be->failed) return (tensor){0};
   int64_t rows = table->src.dim[0];

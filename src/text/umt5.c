@@ -19,7 +19,7 @@ static const float EPS = 1e-6f; /* of the RMS norms; wan/modules/t5.py */
 typedef struct umt5_layer {
   weight norm1, q, k, v, o; /* [dim], [attn, dim] x 3, [dim, attn] */
   weight norm2, gate, fc1, fc2;
-  weight position; /* [BUCKETS, heads]: read on the host, never loaded */
+  weight position; /* [BUCKETS, heads] */
   weight_group group;
 } umt5_layer;
 
@@ -86,6 +86,7 @@ static wan_status bind_layer(umt5 *u, int i) {
                              part[k].name));
     weight_group_add(&l->group, part[k].w);
   }
+  weight_group_add(&l->group, &l->position);
   return weight_set_bind(u->set, &l->position, WEIGHT_VECTOR, WEIGHT_DIMS(BUCKETS, u->heads),
                          "blocks.%d.pos_embedding.embedding.weight", i);
 }
@@ -158,38 +159,24 @@ const weight_set *umt5_weights(const umt5 *u) {
 
 /* ---- Encoding ---- */
 
-/* F32 [heads, 2n-1]: entry (h, r+n-1) is the bias of a key r positions after its query. The original
- * forms it in the activation dtype. */
-static tensor position_bias(umt5 *u, const umt5_layer *l, int64_t n) {
-  backend *be = u->be;
-  const int64_t H = u->heads, width = 2 * n - 1;
-  tensor out = TENSOR_NEW(be, DT_F32, H, width);
-  float *table = core_alloc(be->ctx, (size_t)(BUCKETS * H) * sizeof *table);
-  float *host = core_calloc(be->ctx, (size_t)(H * width), sizeof *host);
-  if (!table || !host) {
-    backend_fail(be, WAN_ERR_MEMORY, "out of memory for the position biases of %lld tokens", (long long)n);
-  } else {
-    convert_to_f32(l->position.src.type, l->position.src.data, table, (size_t)(BUCKETS * H));
-    for (int64_t r = 1 - n; r < n; r++) {
-      const float *row = table + bucket_of((int)r) * H;
-      for (int64_t h = 0; h < H; h++)
-        host[h * width + r + n - 1] = be->act == DT_BF16 ? bf16_to_f32(f32_to_bf16(row[h])) : row[h];
-    }
-    tensor_upload(be, out, host);
-    backend_sync(be); /* host is freed below */
-  }
-  core_free(be->ctx, host);
-  core_free(be->ctx, table);
+/* I32 [2n-1]: entry r+n-1 is the bucket of a key r positions after its query, the same for all layers. */
+static tensor position_buckets(umt5 *u, int n) {
+  int32_t host[2 * TEXT_MAX_TOKENS];
+  for (int r = 1 - n; r < n; r++) host[r + n - 1] = bucket_of(r);
+  tensor out = TENSOR_NEW(u->be, DT_I32, 2 * n - 1);
+  tensor_upload(u->be, out, host);
   return out;
 }
 
-static void self_attention(umt5 *u, const umt5_layer *l, tensor x) { /* x F32 [n, dim], in place */
+static void self_attention(umt5 *u, const umt5_layer *l, tensor x,
+                           tensor buckets) { /* x F32 [n, dim], in place */
   backend *be = u->be;
   tensor a = op_rms_norm(be, x, &l->norm1, EPS, DT_NONE);
   tensor q = op_linear(be, a, &l->q, NULL, ACT_NONE, DT_NONE); /* [n, attn] */
   tensor k = op_linear(be, a, &l->k, NULL, ACT_NONE, DT_NONE);
   tensor v = op_linear(be, a, &l->v, NULL, ACT_NONE, DT_NONE);
-  attention_spec spec = {.heads = (int)u->heads, .scale = 1, .rel_bias = position_bias(u, l, x.dim[0])};
+  attention_spec spec = {
+      .heads = (int)u->heads, .scale = 1, .rel_bias = op_position_bias(be, &l->position, buckets)};
   tensor y = op_attention(be, q, k, v, &spec);
   op_add(be, x, op_linear(be, y, &l->o, NULL, ACT_NONE, DT_NONE));
 }
@@ -202,14 +189,14 @@ static void feed_forward(umt5 *u, const umt5_layer *l, tensor x) { /* x F32 [n, 
   op_add(be, x, op_linear(be, h, &l->fc2, NULL, ACT_NONE, DT_NONE));
 }
 
-static wan_status run_layer(umt5 *u, int i, tensor x) {
+static wan_status run_layer(umt5 *u, int i, tensor x, tensor buckets) {
   backend *be = u->be;
   umt5_layer *l = &u->layer[i];
   CORE_TRY(core_check_cancel(be->ctx));
   if (i + 1 < u->layers) weight_group_prefetch(be, &u->layer[i + 1].group);
   CORE_TRY(weight_group_acquire(be, &l->group));
   scope_mark mark = scope_begin(be);
-  self_attention(u, l, x);
+  self_attention(u, l, x, buckets);
   feed_forward(u, l, x);
   if (i + 1 < u->layers && u->mode == RESIDENCY_STREAM) weight_group_load_ahead(be, &u->layer[i + 1].group);
   wan_status s = u->mode == RESIDENCY_STREAM ? backend_sync(be) : backend_status(be);
@@ -235,10 +222,10 @@ wan_status umt5_encode(umt5 *u, const int32_t *ids, int n, float *out,
                      (int)TEXT_MAX_TOKENS);
   CORE_TRY(weight_group_acquire(be, &u->ends));
   scope_mark mark = scope_begin(be);
-  tensor x = op_embed(be, &u->table, ids, n, DT_F32);
+  tensor x = op_embed(be, &u->table, ids, n, DT_F32), buckets = position_buckets(u, n);
   wan_status s = backend_status(be);
   for (int i = 0; i < u->layers && s == WAN_OK; i++) {
-    s = run_layer(u, i, x);
+    s = run_layer(u, i, x, buckets);
     if (s == WAN_OK && progress) progress(user, i + 1, u->layers);
   }
   if (s == WAN_OK) {

@@ -93,6 +93,7 @@ static wan_status all_operations(backend *be, const numbers *n) {
     scope_mark mark = scope_begin(be);
     transformer(be, &w[0], &w[1], &w[2]);
     op_linear(be, ZEROS(be, DT_F32, 1, C), &w[5], &w[1], ACT_NONE, DT_F32);
+    op_position_bias(be, &w[5], ZEROS(be, DT_I32, L));
     vae(be, &w[3], &w[4], &w[1]);
     pixels(be);
     s = backend_sync(be);

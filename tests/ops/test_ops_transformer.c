@@ -423,6 +423,24 @@ static void test_modulation(void **state) {
   }
 }
 
+static void test_position_bias(void **state) {
+  rig *r = *state;
+  for (int i = 0; i < CASES; i++) {
+    rig_begin(r, "position_bias");
+    int64_t buckets = rig_size(r, 1, 40), heads = rig_size(r, 1, 70), n = rig_size(r, 1, 600);
+    const twin_weight *table = TWIN_WEIGHT(r, WEIGHT_VECTOR, 0, 1, buckets, heads);
+    int32_t row[600];
+    for (int64_t k = 0; k < n; k++) row[k] = (int32_t)rig_int(r, 0, buckets - 1);
+    tensor ref = TENSOR_NEW(r->ref, DT_I32, n), sub = TENSOR_NEW(r->be, DT_I32, n);
+    tensor_upload(r->ref, ref, row);
+    tensor_upload(r->be, sub, row);
+    limit l = table->ref.src.type == DT_F64 ? limit_f32(r->act, 0) : limit_exact();
+    rig_compare(r, op_position_bias(r->ref, ref_of(table), ref), op_position_bias(r->be, sub_of(table), sub),
+                l);
+    rig_end(r);
+  }
+}
+
 static void test_embed(void **state) {
   rig *r = *state;
   for (int i = 0; i < CASES; i++) {
@@ -486,6 +504,7 @@ int main(void) {
       {"mul", test_mul},
       {"activate", test_activate},
       {"modulation", test_modulation},
+      {"position_bias", test_position_bias},
       {"embed", test_embed},
       {"cast", test_cast},
       {"patchify and unpatchify", test_patchify},

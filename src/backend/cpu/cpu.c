@@ -90,6 +90,7 @@ static const backend_ops ops = {
     .mul = cpu_mul,
     .activate = cpu_activate,
     .modulation = cpu_modulation,
+    .position_bias = cpu_position_bias,
     .embed = cpu_embed,
     .cast = cpu_cast,
     .patchify = cpu_patchify,

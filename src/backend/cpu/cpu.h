@@ -94,6 +94,7 @@ wan_status cpu_channel_affine(backend *be, tensor x, tensor mul, tensor add, ten
 wan_status cpu_mul(backend *be, tensor a, tensor b);
 wan_status cpu_activate(backend *be, tensor x, op_act act, tensor out);
 wan_status cpu_modulation(backend *be, const weight *base, tensor e, tensor out);
+wan_status cpu_position_bias(backend *be, const weight *table, tensor bucket, tensor out);
 wan_status cpu_embed(backend *be, const weight *table, const int32_t *ids, tensor out);
 wan_status cpu_cast(backend *be, tensor x, tensor out);
 wan_status cpu_lincomb(backend *be, tensor out, int n, const tensor *x, const float *coef);

@@ -187,6 +187,19 @@ wan_status cpu_modulation(backend *be, const weight *base, tensor e, tensor out)
   return run_rows(be, modulation_row, &j);
 }
 
+wan_status cpu_position_bias(backend *be, const weight *table, tensor bucket, tensor out) {
+  const int64_t heads = out.dim[0], n = out.dim[1];
+  const float *entry = table->data;
+  const int32_t *row = bucket.data;
+  float *y = out.data;
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t i = 0; i < n; i++) {
+      float v = entry[row[i] * heads + h];
+      y[h * n + i] = be->act == DT_BF16 ? bf16_to_f32(f32_to_bf16(v)) : v;
+    }
+  return WAN_OK;
+}
+
 static void embed_row(const row_job *j, int64_t r, float *in, float *res) {
   (void)in;
   float *y = cpu_row_target(j->out, r, j->cols, res);

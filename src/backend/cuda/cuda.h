@@ -116,6 +116,10 @@ wan_status cuda_ada_norm(backend *be, tensor x, tensor mod, const token_rows *ro
                          float eps, tensor out);
 wan_status cuda_layer_norm(backend *be, tensor x, const weight *gamma, const weight *beta, float eps,
                            tensor out);
+wan_status cuda_add_ada_norm(backend *be, tensor x, const residual_add *add, tensor mod,
+                             const token_rows *rows, int shift, int scale, float eps, tensor out);
+wan_status cuda_add_layer_norm(backend *be, tensor x, const residual_add *add, const token_rows *rows,
+                               const weight *gamma, const weight *beta, float eps, tensor out);
 wan_status cuda_rms_norm(backend *be, tensor x, const weight *gamma, float eps, tensor out);
 wan_status cuda_qk_norm_rope(backend *be, tensor x, const weight *gamma, float eps, tensor rope, int heads);
 wan_status cuda_channel_norm(backend *be, tensor x, const weight *gamma, op_act act, tensor out);
@@ -124,6 +128,7 @@ wan_status cuda_mul(backend *be, tensor a, tensor b);
 wan_status cuda_activate(backend *be, tensor x, op_act act, tensor out);
 wan_status cuda_cast(backend *be, tensor x, tensor out);
 wan_status cuda_modulation(backend *be, const weight *base, tensor e, tensor out);
+wan_status cuda_position_bias(backend *be, const weight *table, tensor bucket, tensor out);
 wan_status cuda_embed(backend *be, const weight *table, const int32_t *ids, tensor out);
 wan_status cuda_patchify(backend *be, tensor x, tensor out);
 wan_status cuda_unpatchify(backend *be, tensor y, tensor out);

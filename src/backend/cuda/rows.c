@@ -59,6 +59,26 @@ wan_status cuda_layer_norm(backend *be, tensor x, const weight *gamma, const wei
   return cuda_launched(be, "layer_norm");
 }
 
+static k_residual residual_of(const residual_add *add, const token_rows *rows) {
+  return (k_residual){cuda_data(add->y), mod_of(add->mod, rows), add->gate, add->watch.data};
+}
+
+wan_status cuda_add_ada_norm(backend *be, tensor x, const residual_add *add, tensor mod,
+                             const token_rows *rows, int shift, int scale, float eps, tensor out) {
+  k_residual r = residual_of(add, rows);
+  k_add_ada_norm(stream_of(be), x.data, &r, mod_of(mod, rows), shift, scale, eps, cuda_data(out),
+                 tensor_rows(&x), cols_of(x));
+  return cuda_launched(be, "add_ada_norm");
+}
+
+wan_status cuda_add_layer_norm(backend *be, tensor x, const residual_add *add, const token_rows *rows,
+                               const weight *gamma, const weight *beta, float eps, tensor out) {
+  k_residual r = residual_of(add, rows);
+  k_add_layer_norm(stream_of(be), x.data, &r, cuda_floats(gamma), cuda_floats(beta), eps, cuda_data(out),
+                   tensor_rows(&x), cols_of(x));
+  return cuda_launched(be, "add_layer_norm");
+}
+
 wan_status cuda_rms_norm(backend *be, tensor x, const weight *gamma, float eps, tensor out) {
   k_rms_norm(stream_of(be), cuda_data(x), cuda_floats(gamma), eps, cuda_data(out), tensor_rows(&x),
              cols_of(x));
@@ -102,6 +122,12 @@ wan_status cuda_modulation(backend *be, const weight *base, tensor e, tensor out
   k_modulation(stream_of(be), cuda_floats(base), e.data, e.ndim == 3, out.data, out.dim[0], (int)out.dim[1],
                (int)out.dim[2]);
   return cuda_launched(be, "modulation");
+}
+
+wan_status cuda_position_bias(backend *be, const weight *table, tensor bucket, tensor out) {
+  k_position_bias(stream_of(be), cuda_floats(table), bucket.data, out.data, (int)out.dim[0], (int)out.dim[1],
+                  be->act == DT_BF16);
+  return cuda_launched(be, "position_bias");
 }
 
 wan_status cuda_lincomb(backend *be, tensor out, int n, const tensor *x, const float *coef) {

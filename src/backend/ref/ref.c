@@ -194,6 +194,7 @@ static const backend_ops ref_ops = {
     .mul = ref_mul,
     .activate = ref_apply,
     .modulation = ref_modulation,
+    .position_bias = ref_position_bias,
     .embed = ref_embed,
     .cast = ref_cast,
     .patchify = ref_patchify,

@@ -35,6 +35,7 @@ wan_status ref_gate_add(backend *be, tensor x, tensor y, tensor mod, const token
 wan_status ref_mul(backend *be, tensor a, tensor b);
 wan_status ref_apply(backend *be, tensor x, op_act act, tensor out);
 wan_status ref_modulation(backend *be, const weight *base, tensor e, tensor out);
+wan_status ref_position_bias(backend *be, const weight *table, tensor bucket, tensor out);
 wan_status ref_embed(backend *be, const weight *table, const int32_t *ids, tensor out);
 wan_status ref_cast(backend *be, tensor x, tensor out);
 wan_status ref_patchify(backend *be, tensor x, tensor out);

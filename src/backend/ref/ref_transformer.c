@@ -198,6 +198,16 @@ wan_status ref_modulation(backend *be, const weight *base, tensor e, tensor out)
   return WAN_OK;
 }
 
+wan_status ref_position_bias(backend *be, const weight *table, tensor bucket, tensor out) {
+  int64_t heads = out.dim[0], n = out.dim[1];
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t i = 0; i < n; i++) {
+      float v = (float)ref_vector(table, ((const int32_t *)bucket.data)[i] * heads + h);
+      ref_set(out, h * n + i, be->act == DT_BF16 ? bf16_to_f32(f32_to_bf16(v)) : v);
+    }
+  return WAN_OK;
+}
+
 wan_status ref_embed(backend *be, const weight *table, const int32_t *ids, tensor out) {
   (void)be;
   int64_t n = out.dim[0], c = out.dim[1];

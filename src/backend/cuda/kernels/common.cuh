@@ -37,6 +37,32 @@ __device__ __forceinline__ void load8(const bf16 *p, float v[VEC]) {
     v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
   }
 }
+/* 8 values as they lie in memory, read once: they should not push from the caches what every row reads. */
+template <class T> struct raw8;
+template <> struct raw8<float> {
+  float4 a, b;
+  __device__ __forceinline__ void load(const float *p) {
+    a = __ldcs(reinterpret_cast<const float4 *>(p));
+    b = __ldcs(reinterpret_cast<const float4 *>(p) + 1);
+  }
+  __device__ __forceinline__ void widen(float v[VEC]) const {
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+  }
+};
+template <> struct raw8<bf16> {
+  uint4 a;
+  __device__ __forceinline__ void load(const bf16 *p) {
+    a = __ldcs(reinterpret_cast<const uint4 *>(p));
+  }
+  __device__ __forceinline__ void widen(float v[VEC]) const {
+    const unsigned w[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      v[2 * i] = __uint_as_float(w[i] << 16);
+      v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+    }
+  }
+};
 __device__ __forceinline__ void store8(float *p, const float v[VEC]) {
   reinterpret_cast<float4 *>(p)[0] = make_float4(v[0], v[1], v[2], v[3]);
   reinterpret_cast<float4 *>(p)[1] = make_float4(v[4], v[5], v[6], v[7]);

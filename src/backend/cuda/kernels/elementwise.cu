@@ -141,6 +141,14 @@ __global__ void modulation(const float *base, const float *e, bool per_row, floa
   out[i] = base[at] + (per_row ? e[i] : e[unit * c + at % c]);
 }
 
+__global__ void position_bias(const float *table, const int32_t *bucket, float *out, int heads, int n,
+                              bool round) {
+  int i = (int)(blockIdx.x * BLOCK + threadIdx.x), h = blockIdx.y;
+  if (i >= n) return;
+  float v = table[bucket[i] * heads + h];
+  out[(int64_t)h * n + i] = round ? __bfloat162float(__float2bfloat16_rn(v)) : v;
+}
+
 __device__ __forceinline__ double block_sum(double v) {
   __shared__ double part[BLOCK];
   __syncthreads();
@@ -245,6 +253,12 @@ void k_activate(k_stream s, k_data x, k_act act, k_data out, int64_t n) {
 void k_modulation(k_stream s, const float *base, const float *e, bool per_row, float *out, int64_t n, int R,
                   int c) {
   modulation<<<blocks_for(n * R * c, BLOCK), BLOCK, 0, s>>>(base, e, per_row, out, n, R, c);
+}
+
+void k_position_bias(k_stream s, const float *table, const int32_t *bucket, float *out, int heads, int n,
+                     bool round) {
+  position_bias<<<dim3(blocks_for(n, BLOCK), (unsigned)heads), BLOCK, 0, s>>>(table, bucket, out, heads, n,
+                                                                              round);
 }
 
 void k_convert(k_stream s, k_data in, k_data out, int64_t n) {

@@ -36,6 +36,17 @@ void k_ada_norm(k_stream s, const float *x, k_mod m, int shift, int scale, float
                 int64_t rows, int c);
 void k_layer_norm(k_stream s, const float *x, const float *gamma, const float *beta, float eps, k_data out,
                   int64_t rows, int c);
+/* With x += gate * y in front; *watch (device, or NULL) becomes 1 when a sum is not finite. out may be y. */
+typedef struct k_residual {
+  k_data y;
+  k_mod m; /* mod NULL: no gate */
+  int gate;
+  int *watch;
+} k_residual;
+void k_add_ada_norm(k_stream s, float *x, const k_residual *r, k_mod m, int shift, int scale, float eps,
+                    k_data out, int64_t rows, int c);
+void k_add_layer_norm(k_stream s, float *x, const k_residual *r, const float *gamma, const float *beta,
+                      float eps, k_data out, int64_t rows, int c);
 void k_rms_norm(k_stream s, k_data x, const float *gamma, float eps, k_data out, int64_t rows, int c);
 /* in place; rope F32 [rows, pairs, 2] or NULL */
 void k_qk_norm_rope(k_stream s, k_data x, const float *gamma, float eps, const float *rope, int pairs,
@@ -52,6 +63,9 @@ void k_mul(k_stream s, k_data a, k_data b, int64_t n);
 void k_activate(k_stream s, k_data x, k_act act, k_data out, int64_t n); /* K_NONE: a cast */
 void k_modulation(k_stream s, const float *base, const float *e, bool per_row, float *out, int64_t n, int R,
                   int c);
+/* out F32 [heads, n]: table[bucket[i]][h], rounded to bf16 or not */
+void k_position_bias(k_stream s, const float *table, const int32_t *bucket, float *out, int heads, int n,
+                     bool round);
 void k_convert(k_stream s, k_data in, k_data out, int64_t n); /* from any k_type */
 void k_lincomb(k_stream s, float *out, int terms, const float *const *x, const float *coef, int64_t n);
 void k_channel_affine(k_stream s, k_data x, const float *mul, const float *add, k_data out, int64_t n, int c);
