@@ -1,22 +1,10 @@
 /* attn_amx.c: attention kernels for AMX: tiles of 16 rows of 64 bytes, C += A . B over 32 bf16 at a time. */
 #if defined(__x86_64__)
+#include "backend/cpu/amx.h"
 #include "backend/cpu/attn_bf16.h"
 
-/* Layout from the instruction set reference, LDTILECFG. */
-typedef struct tile_config {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t bytes[16];
-  uint8_t rows[16];
-} tile_config;
-_Static_assert(sizeof(tile_config) == 64, "LDTILECFG reads 64 bytes");
-
-/* Constant and not filled in at run time: the intrinsic tells GCC 12 about its first 8 bytes only, and
- * stores to the others would be dropped as unused. */
-static const tile_config all_tiles = {
-    .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-
 static void enter(void) {
-  _tile_loadconfig(&all_tiles);
+  _tile_loadconfig(&amx_all_tiles);
 }
 
 static void leave(void) {

@@ -4,24 +4,10 @@
 #define WAN_CPU_ATTN_BF16_H
 
 #include "backend/cpu/attn.h"
-
-#include <immintrin.h>
+#include "backend/cpu/avx512.h"
 
 enum { LANES = 16, VECS = ATTN_Q / LANES };
 _Static_assert(VECS == 2, "the kernels below are unrolled for two vectors of queries");
-
-/* 2^x for x <= 0: scalef multiplies by 2^floor(x), the polynomial of degree 4 is 2^f for f = x - floor(x)
- * in [0, 1), balanced to 2.6e-6 relative: 700 times finer than the bf16 it will be rounded to. -infinity and
- * anything below the float range give 0. */
-static inline __m512 exp2_bf16(__m512 x) {
-  __m512 f = _mm512_reduce_ps(x, 0x09); /* x - floor(x), no exceptions */
-  __m512 p = _mm512_set1_ps(1.35341680e-2f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.20114611e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.41442756e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93003835e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.00000259f));
-  return _mm512_scalef_ps(p, x);
-}
 
 /* Scale and bias the scores in place, for what the fast path below does not cover. */
 static inline void bias_scores(float *s, const attn_bias *bias, int64_t keys) {

@@ -1,5 +1,5 @@
-/* conv.c: convolutions, channels last. oneDNN does the work; here is what it does not: 1x1x1 kernels as
- * matrix products, pixel replication folded into the kernel, and, on machines without bf16
+/* conv.c: convolutions, channels last. tiles.h or oneDNN does the work; here is what oneDNN does not: 1x1x1
+ * kernels as matrix products, pixel replication folded into the kernel, and, on machines without bf16
  * instructions, bands of rows computed in f32. */
 #include "backend/cpu/cpu.h"
 
@@ -134,7 +134,7 @@ static bool is_product(const conv_spec *s) {
 
 /* A 1x1x1 kernel with strides or padding: the pixels it meets (zeros in the padding), then a product. */
 static wan_status conv_points(backend *be, tensor x, const weight *w, const weight *bias, const conv_spec *s,
-                              bool add, tensor out) {
+                              const void *residual, tensor out) {
   size_t bytes = (size_t)x.dim[3] * dtype_size(x.type);
   int64_t Ho = out.dim[1], Wo = out.dim[2], pixels = tensor_rows(&out);
   char *picked = cpu_scratch_get(be, SCRATCH_PHASE, (size_t)pixels * bytes);
@@ -151,7 +151,7 @@ static wan_status conv_points(backend *be, tensor x, const weight *w, const weig
     else
       memset(picked + (size_t)p * bytes, 0, bytes);
   }
-  return cpu_product(be, TENSOR_OF(x.type, picked, pixels, x.dim[3]), w, bias, ACT_NONE, add, out);
+  return cpu_product(be, TENSOR_OF(x.type, picked, pixels, x.dim[3]), w, bias, ACT_NONE, residual, out);
 }
 
 static int64_t at_least_0(int64_t n) {
@@ -163,10 +163,12 @@ wan_status cpu_conv(backend *be, tensor x, const weight *w, const weight *bias, 
   bool add = residual.type != DT_NONE;
   const cpu_packed *cw = w->impl;
   if (!cw || cw->matrix) {
-    if (add) copy_pixels(be, out.data, residual.data, bytes_of(out));
-    if (is_product(spec) && !spec->frame) return cpu_product(be, x, w, bias, ACT_NONE, add, out);
-    return conv_points(be, x, w, bias, spec, add, out);
+    const void *to_add = add ? residual.data : NULL;
+    return is_product(spec) && !spec->frame ? cpu_product(be, x, w, bias, ACT_NONE, to_add, out)
+                                            : conv_points(be, x, w, bias, spec, to_add, out);
   }
+  if (cw->tiled[0])
+    return tiles_conv(be, x, cw->tiled[0], bias ? bias->data : NULL, spec, add ? residual.data : NULL, out);
   const tensor *k = &w->src;
   conv_args a;
   memset(&a, 0, sizeof a); /* the geometry is compared as memory */
@@ -220,6 +222,7 @@ static void interleave(backend *be, const char *from, char *to, int64_t rows, in
 
 wan_status cpu_upsample_conv(backend *be, tensor x, const weight *w, const weight *bias, tensor out) {
   const cpu_packed *cw = w->impl;
+  if (cw->tiled[0]) return tiles_upsample(be, x, cw->tiled, bias ? bias->data : NULL, out);
   int64_t H = x.dim[1], W = x.dim[2];
   size_t pixel = (size_t)out.dim[3] * dtype_size(out.type), frame = (size_t)(H * W) * pixel;
   char *picture = cpu_scratch_get(be, SCRATCH_PHASE, frame);

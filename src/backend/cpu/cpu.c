@@ -1,8 +1,6 @@
-/* cpu.c: the CPU backend: oneDNN for matrix products and convolutions, own kernels for the rest.
- * Tensors lie in ordinary memory, operations have finished when they return. Weights of linear
- * layers are used as they lie in the file when its dtype is the one computed in: oneDNN multiplies a
- * plain [out, in] matrix as fast as a packed one at our shapes (docs/PERFORMANCE.md), so streaming a block
- * costs no packing. */
+/* cpu.c: the CPU backend: matrix products and convolutions on tile registers where the machine has them
+ * (tiles.h) and by oneDNN elsewhere, own kernels for the rest. Tensors lie in ordinary memory, operations
+ * have finished when they return. */
 #if defined(__linux__)
 #define _GNU_SOURCE
 #endif
@@ -125,6 +123,7 @@ wan_status backend_cpu_open(backend *be, const backend_config *config) {
     return status;
   }
   s->native_bf16 = prims_native_bf16();
+  if (!prims_native_amx()) s->isa.tiles = NULL;
   core_log(be->ctx, WAN_LOG_INFO, "cpu: %s, %d threads, %s products", s->isa.text, be->threads,
            be->act == DT_F32 ? "f32"
            : s->native_bf16  ? "bf16"

@@ -6,6 +6,7 @@
 #include "backend/cpu/attn.h"
 #include "backend/cpu/prims.h"
 #include "backend/cpu/rows.h"
+#include "backend/cpu/tiles.h"
 
 #include <omp.h>
 
@@ -14,6 +15,7 @@ typedef struct cpu_isa {
   const cpu_rows *rows;
   const cpu_attn *attn_f32;
   const cpu_attn *attn_bf16; /* for bf16 activations; may be the f32 kernels, fed with widened values */
+  const cpu_tiles *tiles;    /* products and convolutions in bf16 on tile registers; NULL without: oneDNN */
   char text[96];             /* for the log: "avx2, avx512, ..." */
 } cpu_isa;
 void cpu_isa_detect(cpu_isa *isa);
@@ -27,6 +29,7 @@ typedef enum cpu_scratch {
   SCRATCH_PHASE, /* upsample_conv: one of the four interleaved pictures */
   SCRATCH_PACK,  /* attention: packed keys and values */
   SCRATCH_BIAS,  /* attention: biases in kernel form */
+  SCRATCH_TILES, /* tiles.h: blocks of A and sums */
   SCRATCH_COUNT
 } cpu_scratch;
 
@@ -60,25 +63,21 @@ void cpu_convert(backend *be, dtype from, const void *src, dtype to, void *dst, 
 void cpu_widen(dtype from, const void *src, float *dst, int64_t n);
 wan_status cpu_weight_load(backend *be, weight *w);
 void cpu_weight_unload(backend *be, weight *w);
-/* What w->impl is for weights that oneDNN packs; NULL for those used in the file's order. */
+/* What w->impl is for weights that are packed; NULL for those used in the file's order. With isa.tiles
+ * weights computed with in bf16 are `tiled`, all others are oneDNN's. */
 typedef struct cpu_packed {
   dtype type;  /* computed in */
-  bool matrix; /* for cpu_product(): part[0] is [N, K] */
+  bool matrix; /* for cpu_product(): entry 0 is [N, K] */
   /* WEIGHT_CONV_UP: kernels of output pixels (row & 1) * 2 + (column & 1); otherwise one */
   packed *part[4];
+  tiled *tiled[4];
 } cpu_packed;
 
 /* The operations, by file. */
-/* Whether [N, K] in bf16 may go to oneDNN as such. Its AMX product (2.6.3) now and then executes a tile
- * instruction on an unset configuration when K or N leaves a partial tile (seen with M, K, N = 33, 63, 7).
- * All large matrices of the models are whole tiles; the others are small and are computed in f32. */
-static inline bool cpu_whole_tiles(int64_t N, int64_t K) {
-  return K % 32 == 0 && N % 16 == 0;
-}
-/* out = act(x . w^T + bias), or out += x . w^T + bias when add is set (act none); w is a
- * matrix [N, K], or a kernel of one tap. */
-wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bias, op_act act, bool add,
-                       tensor out);
+/* out = act(x . w^T + bias) + residual; w is a matrix [N, K], or a kernel of one tap; residual NULL or of
+ * out's dtype and shape, perhaps out itself (then act is none). */
+wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bias, op_act act,
+                       const void *residual, tensor out);
 wan_status cpu_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
 
 wan_status cpu_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, int shift, int scale,

@@ -73,6 +73,7 @@ void cpu_isa_detect(cpu_isa *isa) {
   }
   if (bf16 && has_amx_bf16() && amx_granted()) {
     isa->attn_bf16 = &cpu_attn_amx;
+    isa->tiles = &cpu_tiles_amx;
     note(isa, "amx_bf16");
   }
 #endif

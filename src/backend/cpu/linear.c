@@ -1,6 +1,6 @@
-/* linear.c: matrix products. Where oneDNN takes the operands as they are, this is one call. Otherwise
- * (an F32 input beside bf16 weights, a machine without bf16 instructions) pieces of the
- * operands are converted into bounded buffers first. */
+/* linear.c: matrix products. Where there are tile registers, tiles.h has them; otherwise, where oneDNN takes
+ * the operands as they are, this is one call. Otherwise (an F32 input beside bf16 weights, a machine without
+ * bf16 instructions) pieces of the operands are converted into bounded buffers first. */
 #include "backend/cpu/cpu.h"
 
 #include <string.h>
@@ -63,12 +63,16 @@ static wan_status by_columns(backend *be, matmul_args a, dtype w_type, tensor ou
   return WAN_OK;
 }
 
-wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bias, op_act act, bool add,
-                       tensor out) {
+wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bias, op_act act,
+                       const void *residual, tensor out) {
   cpu_state *s = cpu_of(be);
-  int64_t M = tensor_rows(&x), K = tensor_cols(&x), N = tensor_cols(&out);
-  dtype type = w->type == DT_BF16 && s->native_bf16 && cpu_whole_tiles(N, K) ? DT_BF16 : DT_F32;
   const cpu_packed *form = w->impl;
+  if (form && form->tiled[0])
+    return tiles_product(be, x, form->tiled[0], bias ? bias->data : NULL, act, residual, out);
+  int64_t M = tensor_rows(&x), K = tensor_cols(&x), N = tensor_cols(&out);
+  dtype type = w->type == DT_BF16 && s->native_bf16 ? DT_BF16 : DT_F32;
+  bool add = residual != NULL;
+  if (add && residual != out.data) CORE_TRY(be->ops->copy(be, out.data, residual, tensor_bytes(&out)));
   bool direct = w->type == type && (type == DT_BF16 || out.type == DT_F32);
   int64_t rows = M, wide = K > N ? K : N;
   if (x.type != type || !direct) rows = PIECE_ELEMENTS / wide > 64 ? PIECE_ELEMENTS / wide : 64;
@@ -97,5 +101,5 @@ wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bia
 }
 
 wan_status cpu_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
-  return cpu_product(be, x, w, bias, act, false, out);
+  return cpu_product(be, x, w, bias, act, NULL, out);
 }

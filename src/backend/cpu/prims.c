@@ -55,14 +55,27 @@ static void threads_leave(int before) {
   omp_set_num_threads(before);
 }
 
-bool prims_native_bf16(void) {
 #if defined(__x86_64__)
-  int isa = (int)dnnl_get_effective_cpu_isa();
-  return (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
-#else
-  return false;
-#endif
+static bool may_use(int isa) {
+  return ((int)dnnl_get_effective_cpu_isa() & isa) == isa;
 }
+
+bool prims_native_bf16(void) {
+  return may_use(dnnl_cpu_isa_avx512_core_bf16);
+}
+
+bool prims_native_amx(void) {
+  return may_use(dnnl_cpu_isa_avx512_core_amx);
+}
+#else
+bool prims_native_bf16(void) {
+  return false;
+}
+
+bool prims_native_amx(void) {
+  return false;
+}
+#endif
 
 wan_status prims_open(core_ctx *ctx, int threads, prims **out) {
   prims *p = core_calloc(ctx, 1, sizeof *p);

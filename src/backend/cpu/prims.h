@@ -13,6 +13,9 @@ wan_status prims_open(core_ctx *ctx, int threads, prims **out);
 void prims_close(prims *p);
 /* True when the library multiplies bf16 by machine instructions and not by emulation. */
 bool prims_native_bf16(void);
+/* True when it may use tile registers. ONEDNN_MAX_CPU_ISA can forbid it, and is obeyed by all of this
+ * backend's products, so that a machine with tiles can be tested as one without. */
+bool prims_native_amx(void);
 
 /* dst [M, N] = act(src [M, K] . w^T + bias (+ dst)), w [N, K]; rows contiguous. src and w have one dtype,
  * F32 or BF16; dst is F32, or BF16 when src is. bias F32 [N] or NULL. */

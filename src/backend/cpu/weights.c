@@ -1,5 +1,5 @@
 /* weights.c: from the file's dtype and order to what the operations use. Matrices and convolution
- * kernels are packed by oneDNN, straight from the file where it can read the dtype. Conversion
+ * kernels are packed, by tiles.h or oneDNN, straight from the file where they can read the dtype. Conversion
  * goes chunk by chunk, so there is never a second copy of a large tensor. */
 #include "backend/cpu/cpu.h"
 
@@ -60,6 +60,10 @@ static wan_status load_plain(backend *be, weight *w, dtype type) {
   w->data = data;
   w->data_bytes = (size_t)n * dtype_size(type);
   return WAN_OK;
+}
+
+static bool use_tiles(backend *be) {
+  return be->act == DT_BF16 && cpu_of(be)->isa.tiles;
 }
 
 /* ---- Convolution kernels ---- */
@@ -125,6 +129,11 @@ static wan_status pack_up(backend *be, const weight *w, cpu_packed *cw) {
       else
         k->to_bf16(sums, (uint16_t *)(void *)(folded + (size_t)i * 4 * size), m * 4);
     }
+    if (use_tiles(be)) {
+      s = tiles_pack(be, DT_BF16, folded, w->src.dim[0], w->src.dim[1], (const int64_t[]){1, 2, 2},
+                     &cw->tiled[phase]);
+      continue;
+    }
     conv_geometry g = kernel_geometry(w, cw->type);
     g.kh = g.kw = 2;
     g.pad_top = 1 - phase / 2;
@@ -155,7 +164,17 @@ static wan_status pack_source(backend *be, const weight *w, dtype type, bool exa
   return WAN_OK;
 }
 
+/* Matrices and kernels alike, from whatever the file has. */
+static wan_status pack_tiles(backend *be, const weight *w, cpu_packed *cw) {
+  const tensor *s = &w->src;
+  int64_t kernel[3] = {1, 1, 1};
+  for (int i = s->ndim - 1, k = 2; i >= 2 && k >= 0; i--, k--) kernel[k] = s->dim[i];
+  int64_t C = tensor_count(s) / s->dim[0] / (kernel[0] * kernel[1] * kernel[2]);
+  return tiles_pack(be, s->type, s->data, s->dim[0], C, kernel, &cw->tiled[0]);
+}
+
 static wan_status pack_taps(backend *be, const weight *w, cpu_packed *cw) {
+  if (use_tiles(be)) return pack_tiles(be, w, cw);
   conv_geometry g = kernel_geometry(w, cw->type);
   dtype from;
   const void *src;
@@ -168,6 +187,7 @@ static wan_status pack_taps(backend *be, const weight *w, cpu_packed *cw) {
 
 /* part[0] stays NULL when oneDNN has no use for a packed matrix. */
 static wan_status pack_matrix(backend *be, const weight *w, cpu_packed *cw) {
+  if (use_tiles(be)) return pack_tiles(be, w, cw);
   int64_t n = w->src.dim[0], k = tensor_count(&w->src) / n;
   dtype from;
   const void *src;
@@ -180,7 +200,10 @@ static wan_status pack_matrix(backend *be, const weight *w, cpu_packed *cw) {
 
 static void release_packed(backend *be, cpu_packed *cw) {
   if (!cw) return;
-  for (int i = 0; i < 4; i++) packed_free(cpu_of(be)->prims, cw->part[i]);
+  for (int i = 0; i < 4; i++) {
+    packed_free(cpu_of(be)->prims, cw->part[i]);
+    tiles_free(be, cw->tiled[i]);
+  }
   core_free(be->ctx, cw);
 }
 
@@ -189,10 +212,10 @@ typedef wan_status pack_fn(backend *be, const weight *w, cpu_packed *cw);
 static wan_status load_packed(backend *be, weight *w, pack_fn *pack) {
   cpu_packed *cw = core_calloc(be->ctx, 1, sizeof *cw);
   if (!cw) return WAN_ERR_MEMORY;
-  cw->type = be->act == DT_BF16 && cpu_of(be)->native_bf16 ? DT_BF16 : DT_F32;
+  cw->type = use_tiles(be) || (be->act == DT_BF16 && cpu_of(be)->native_bf16) ? DT_BF16 : DT_F32;
   cw->matrix = pack == pack_matrix;
   wan_status status = pack(be, w, cw);
-  if (status != WAN_OK || !cw->part[0]) {
+  if (status != WAN_OK || !(cw->part[0] || cw->tiled[0])) {
     release_packed(be, cw);
     return status == WAN_OK ? load_plain(be, w, be->act) : status;
   }
@@ -200,15 +223,17 @@ static wan_status load_packed(backend *be, weight *w, pack_fn *pack) {
   w->type = cw->type;
   w->data_bytes = 0;
   for (int i = 0; i < 4; i++)
-    if (cw->part[i]) w->data_bytes += packed_bytes(cw->part[i]);
+    if (cw->part[i])
+      w->data_bytes += packed_bytes(cw->part[i]);
+    else if (cw->tiled[i])
+      w->data_bytes += cw->tiled[i]->bytes;
   return WAN_OK;
 }
 
 /* bf16 matrices that are not multiplied in bf16 stay as they are and are widened piece by piece (linear.c).
  */
 static wan_status load_matrix(backend *be, weight *w) {
-  bool whole = cpu_whole_tiles(w->src.dim[0], tensor_count(&w->src) / w->src.dim[0]);
-  if (be->act == DT_BF16 && !(cpu_of(be)->native_bf16 && whole)) return load_plain(be, w, DT_BF16);
+  if (be->act == DT_BF16 && !cpu_of(be)->native_bf16 && !use_tiles(be)) return load_plain(be, w, DT_BF16);
   return load_packed(be, w, pack_matrix);
 }
 
