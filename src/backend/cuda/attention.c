@@ -1,5 +1,6 @@
-/* attention.c: which of three ways an attention goes. Large bf16 attention is the library's where it has
- * one; other heads of up to 128 channels have a kernel of their own (flash.cu); everything else (f32, the
+/* attention.c: which way an attention goes. Self-attention in bf16 has a kernel of its own on Hopper
+ * (flash_sm90.cu); large attention with biases of keys, and on other cards, is the library's where it has
+ * one; other heads of up to 128 channels have a kernel for all cards (flash.cu); everything else (f32, the
  * VAE's one head as wide as its channels) is made of matrix products with the scores of a block of queries in
  * between, of bounded size. */
 #include "backend/cuda/cuda.h"
@@ -62,11 +63,6 @@ wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const atten
   bool regular = device_attention_fused(q, spec->heads) && aligned16(q.data) && aligned16(k.data) &&
                  aligned16(v.data) && aligned16(out.data);
   if (!regular) return by_products(be, q, k, v, spec, out);
-  if (spec->rel_bias.type == DT_NONE && aligned16(spec->key_bias.data)) {
-    bool done = false;
-    CORE_TRY(cuda_attention_dnn(be, q, k, v, spec, out, &done));
-    if (done) return WAN_OK;
-  }
   k_flash_spec f = {.q = q.data,
                     .k = k.data,
                     .v = v.data,
@@ -78,6 +74,13 @@ wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const atten
                     .heads = spec->heads,
                     .d = (int)d,
                     .scale = spec->scale};
+  if (k_flash_sm90(cuda_of(be)->stream, cuda_of(be)->tensor_map_encode, &f))
+    return cuda_launched(be, "attention");
+  if (spec->rel_bias.type == DT_NONE && aligned16(spec->key_bias.data)) {
+    bool done = false;
+    CORE_TRY(cuda_attention_dnn(be, q, k, v, spec, out, &done));
+    if (done) return WAN_OK;
+  }
   k_flash(cuda_of(be)->stream, &f);
   return cuda_launched(be, "attention");
 }

@@ -142,6 +142,9 @@ typedef struct k_flash_spec {
   float scale;
 } k_flash_spec;
 void k_flash(k_stream s, const k_flash_spec *f);
+/* Compute capability 9.0, heads of 128 channels, no biases; encoder as for k_conv_sm90. False: not this case.
+ */
+bool k_flash_sm90(k_stream s, void *encoder, const k_flash_spec *f);
 
 #ifdef __cplusplus
 }
