@@ -270,7 +270,8 @@ typedef struct wan_plan {
   char refusal[512]; /* when it does not fit: what is short, and the smallest change that would make it fit */
 } wan_plan;
 WAN_API void wan_plan_init(wan_plan *plan);
-/* Expected memory and time, from the checkpoint's headers alone: nothing is loaded. */
+/* Expected memory and time. Memory follows from the checkpoint's headers; for the time, samples of the run's
+ * operations are timed with some of its weights, which takes a few seconds. */
 WAN_API wan_status wan_plan_generate(wan_model *model, const wan_generate_params *params, wan_plan *out);
 /* The steps a run would take as text, one line each: step, timestep, sigma, expert, guidance. */
 WAN_API wan_status wan_plan_steps(wan_model *model, const wan_generate_params *params, char **text);

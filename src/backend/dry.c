@@ -4,19 +4,72 @@
  * what the CUDA backend would take (device.h), on the device's account.
  *
  * Addresses it hands out are only labels: nothing reads or writes them. */
+#include "backend/dry.h"
+#include "backend/device.h"
+
 #include <string.h>
 
-#include "backend/backend.h"
-#include "backend/device.h"
-#include "backend/profile.h"
-
-enum { LABEL_START = 1 << 20, LABEL_ALIGN = 4096 };
+enum { LABEL_START = 1 << 20, LABEL_ALIGN = 4096, CALLS_FIRST = 64 };
 
 typedef struct dry {
   backend_ops ops;
   bool device;
   uintptr_t next; /* label of the next allocation */
+  dry_call *call;
+  int64_t calls, capacity;
 } dry;
+
+/* ---- Calls ---- */
+
+static bool same_tensor(const tensor *a, const tensor *b) {
+  return a->type == b->type && tensor_same_shape(a, b);
+}
+
+static bool same_call(const dry_call *a, const dry_call *b) {
+  const conv_spec *c = &a->conv, *d = &b->conv;
+  return a->op == b->op && a->act == b->act && a->add == b->add && a->frames == b->frames &&
+         a->w.role == b->w.role && a->spec.heads == b->spec.heads && same_tensor(&a->x, &b->x) &&
+         same_tensor(&a->out, &b->out) && same_tensor(&a->keys, &b->keys) &&
+         same_tensor(&a->w.src, &b->w.src) && same_tensor(&a->spec.key_bias, &b->spec.key_bias) &&
+         same_tensor(&a->spec.rel_bias, &b->spec.rel_bias) && c->stride_t == d->stride_t &&
+         c->stride_h == d->stride_h && c->stride_w == d->stride_w && c->pad_top == d->pad_top &&
+         c->pad_bottom == d->pad_bottom && c->pad_left == d->pad_left && c->pad_right == d->pad_right;
+}
+
+static wan_status record(backend *be, dry_call c) {
+  dry *d = be->impl;
+  c.x.data = c.out.data = c.keys.data = c.spec.key_bias.data = c.spec.rel_bias.data = NULL;
+  c.conv.frame = NULL;
+  for (int64_t i = 0; i < d->calls; i++)
+    if (same_call(&d->call[i], &c)) {
+      d->call[i].count++;
+      return WAN_OK;
+    }
+  if (d->calls == d->capacity) {
+    int64_t capacity = d->capacity ? 2 * d->capacity : CALLS_FIRST;
+    dry_call *more = core_realloc(be->ctx, d->call, (size_t)capacity * sizeof *more);
+    if (!more) return WAN_ERR_MEMORY;
+    d->call = more;
+    d->capacity = capacity;
+  }
+  c.count = 1;
+  d->call[d->calls++] = c;
+  return WAN_OK;
+}
+
+int64_t backend_dry_calls(const backend *be, const dry_call **calls) {
+  const dry *d = be->impl;
+  *calls = d->call;
+  return d->calls;
+}
+
+void backend_dry_forget(backend *be) {
+  dry *d = be->impl;
+  d->calls = 0;
+  memset(be->profile, 0, sizeof *be->profile);
+}
+
+/* ---- Memory ---- */
 
 static void count_bytes(backend *be, size_t bytes, int sign) {
   const dry *d = be->impl;
@@ -35,12 +88,13 @@ static void *label(backend *be, size_t bytes) {
 }
 
 static void dry_close(backend *be) {
-  const dry *d = be->impl;
+  dry *d = be->impl;
   if (d->device) {
     core_device_add(be->ctx, -(int64_t)DEVICE_LEAST_BYTES);
     core_mem_add(be->ctx, -DEVICE_STAGING_BUFFERS * (int64_t)DEVICE_STAGING_BYTES);
   }
-  core_free(be->ctx, be->impl);
+  core_free(be->ctx, d->call);
+  core_free(be->ctx, d);
 }
 
 static void dry_free(backend *be, void *p, size_t bytes) {
@@ -96,7 +150,7 @@ static wan_status dry_weight_load(backend *be, weight *w) {
   }
   w->data = label(be, w->data_bytes);
   transient(be, device_raw_bytes(be->act, w) + device_wide_bytes(be->act, w));
-  return WAN_OK;
+  return record(be, (dry_call){.op = PROF_WEIGHT_LOAD, .w = *w});
 }
 
 static void dry_weight_unload(backend *be, weight *w) {
@@ -111,7 +165,7 @@ static wan_status dry_linear(backend *be, tensor x, const weight *w, const weigh
                              tensor out) {
   (void)b;
   transient(be, device_linear_bytes(x, w->type, act, out));
-  return WAN_OK;
+  return record(be, (dry_call){.op = PROF_LINEAR, .x = x, .w = *w, .act = act, .out = out});
 }
 
 static wan_status dry_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, int shift,
@@ -139,9 +193,9 @@ static wan_status dry_qk_norm_rope(backend *be, tensor x, const weight *gamma, f
 
 static wan_status dry_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *s,
                                 tensor out) {
-  (void)v, (void)out;
+  (void)v;
   transient(be, device_attention_bytes(q, k, s->heads));
-  return WAN_OK;
+  return record(be, (dry_call){.op = PROF_ATTENTION, .x = q, .keys = k, .spec = *s, .out = out});
 }
 
 static wan_status dry_gate_add(backend *be, tensor x, tensor y, tensor mod, const token_rows *rows,
@@ -183,15 +237,21 @@ static wan_status dry_channel_norm(backend *be, tensor x, const weight *gamma, o
 
 static wan_status dry_conv(backend *be, tensor x, const weight *w, const weight *b, const conv_spec *s,
                            tensor residual, tensor out) {
-  (void)w, (void)b, (void)s, (void)residual, (void)out;
+  (void)b;
   transient(be, device_conv_bytes(be->act, x));
-  return WAN_OK;
+  return record(be, (dry_call){.op = PROF_CONV,
+                               .x = x,
+                               .w = *w,
+                               .conv = *s,
+                               .add = residual.type != DT_NONE,
+                               .frames = s->frame != NULL,
+                               .out = out});
 }
 
 static wan_status dry_upsample_conv(backend *be, tensor x, const weight *w, const weight *b, tensor out) {
-  (void)w, (void)b, (void)out;
+  (void)b;
   transient(be, device_conv_bytes(be->act, x));
-  return WAN_OK;
+  return record(be, (dry_call){.op = PROF_UPSAMPLE_CONV, .x = x, .w = *w, .out = out});
 }
 
 static wan_status dry_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) {

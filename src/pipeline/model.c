@@ -147,6 +147,7 @@ wan_status model_can_compute(const wan_model *m) {
 void model_close(wan_model *m) {
   if (!m) return;
   core_ctx *ctx = m->ctx;
+  rates_close(m->rates);
   model_dir_close(ctx, &m->dir);
   core_free(ctx, m);
 }

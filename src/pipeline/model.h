@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "dit/dit.h"
+#include "pipeline/rates.h"
 #include "weights/model_dir.h"
 
 enum { EXPERT_HIGH = 0, EXPERT_LOW = 1 }; /* a model with one expert has only the first */
@@ -21,6 +22,7 @@ struct wan_model {
   dit_config config[2];
   int vae_z, vae_stride; /* latent channels, pixels a latent pixel */
   uint64_t fingerprint;  /* 0: not computed yet */
+  rates *rates;          /* NULL until a plan was made */
 };
 
 /* All parts present, experts of one shape, VAE and transformer with one latent. */

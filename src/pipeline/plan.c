@@ -1,15 +1,17 @@
 /* plan.c: cost of a run. The models' own code runs on a backend that computes nothing but counts
  * (backend/dry.c): one step of each kind, then multiplied; once with all weights kept and once with all
  * streamed. So the plan can't disagree with the code. What is added by hand is what the pipeline itself
- * holds, and how fast each kind of operation is beside a matrix product. */
+ * holds. Time is that of samples of the same operations (rates.h); a run that only has to weigh its stages
+ * for a progress bar does without and takes a rough rate for each kind. */
 #include "pipeline/plan.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend/profile.h"
+#include "backend/dry.h"
 #include "pipeline/condition.h"
+#include "pipeline/rates.h"
 #include "text/text.h"
 #include "vae/vae.h"
 
@@ -58,20 +60,27 @@ static counted count(const backend *be) {
   return c;
 }
 
-static counted less(counted a, counted b) {
-  return (counted){a.flops - b.flops, a.work - b.work};
-}
-
 /* What a stage's dry run found. */
 typedef struct stage_cost {
   double flops, work;
+  rates *rates;   /* from outside; NULL: seconds are not wanted */
+  double seconds; /* loading weights included */
   uint64_t peak, host, weights;
   int blocks; /* resident ones of the transformer */
 } stage_cost;
 
-static void add_work(stage_cost *c, counted w, double times) {
+/* Add what was done since the last call of this, `times` over. A device loads weights while it computes. */
+static wan_status add_work(stage_cost *c, const dry_run *d, double times) {
+  counted w = count(d->be);
   c->flops += times * w.flops;
   c->work += times * w.work;
+  if (c->rates) {
+    run_time t;
+    CORE_TRY(rates_price(c->rates, d->be, &t));
+    c->seconds += times * (d->be->host_memory ? t.compute + t.load : t.compute > t.load ? t.compute : t.load);
+  }
+  backend_dry_forget(d->be);
+  return WAN_OK;
 }
 
 /* Peak of the seat so far. `held`: bytes that the pipeline holds in the backend's memory, beside it in the
@@ -106,7 +115,7 @@ static uint64_t loaded_bytes(const weight_set *set, const backend *be, bool (*co
   return bytes;
 }
 
-/* ---- Stages ---- */
+/* ---- Stages: each once, and once more with what stays loaded from the first time ---- */
 
 static wan_status cost_text(const wan_model *m, const run_settings *s, uint64_t keep, stage_cost *c) {
   dry_run d;
@@ -117,9 +126,11 @@ static wan_status cost_text(const wan_model *m, const run_settings *s, uint64_t 
   int32_t ids[TEXT_TOKENS_GUESS] = {0};
   if (st == WAN_OK && !(out = core_calloc(&d.ctx, TEXT_TOKENS_GUESS, (size_t)umt5_dim(u) * sizeof *out)))
     st = WAN_ERR_MEMORY;
-  if (st == WAN_OK) st = umt5_encode(u, ids, TEXT_TOKENS_GUESS, out, NULL, NULL);
+  for (int i = 0; st == WAN_OK && i < (settings_use_negative(s) ? 2 : 1); i++) {
+    st = umt5_encode(u, ids, TEXT_TOKENS_GUESS, out, NULL, NULL);
+    if (st == WAN_OK) st = add_work(c, &d, 1);
+  }
   if (st == WAN_OK) {
-    add_work(c, count(d.be), settings_use_negative(s) ? 2 : 1);
     c->weights = loaded_bytes(umt5_weights(u), d.be, all_but_table);
     keep_memory(c, &d, 0, 0);
   }
@@ -142,8 +153,8 @@ static uint64_t latent_bytes(const run_settings *s) {
   return (uint64_t)(s->T * s->h * s->w * s->C) * sizeof(float);
 }
 
-/* One pass with as many conditionings as the busiest step has, and a second one where blocks are streamed:
- * the first block is loaded ahead at the end of each. */
+/* One pass with as many conditionings as the busiest step has, and a second one: where blocks are streamed,
+ * the first is loaded ahead at the end of each. An expert that takes over begins again. */
 static wan_status cost_denoise(const wan_model *m, const run_settings *s, uint64_t keep, stage_cost *c) {
   dry_run d;
   dit *net = NULL;
@@ -163,10 +174,11 @@ static wan_status cost_denoise(const wan_model *m, const run_settings *s, uint64
       v[i] = TENSOR_NEW(be, DT_F32, s->T, s->h, s->w, k->out_dim);
       st = dit_text_create(net, TENSOR_OF(DT_F32, &none, rows, k->text_dim), &text[i]);
     }
-    if (st == WAN_OK) st = dit_forward(net, x, (dit_timesteps){t, 1}, passes, text, v, NULL);
-    if (st == WAN_OK) add_work(c, count(be), (double)settings_passes(s) / passes);
-    if (st == WAN_OK && keep != UINT64_MAX)
+    const double all = (double)settings_passes(s) / passes, first = all < s->experts ? all : s->experts;
+    for (int i = 0; st == WAN_OK && i < 2; i++) {
       st = dit_forward(net, x, (dit_timesteps){t, 1}, passes, text, v, NULL);
+      if (st == WAN_OK && (i == 0 || all > first)) st = add_work(c, &d, i ? all - first : first);
+    }
     if (st == WAN_OK) {
       c->weights = loaded_bytes(dit_weights(net), be, all_but_table);
       c->blocks = dit_resident_blocks(net);
@@ -192,7 +204,6 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
   wan_status st = vae_open(be, m->dir.part[MODEL_VAE], keep, &v);
   if (st == WAN_OK)
     st = decode ? vae_decoder_open(v, s->h, s->w, &dec) : vae_encoder_open(v, s->height, s->width, &enc);
-  counted at[3] = {{0}};
   for (int i = 0; st == WAN_OK && i < 2 && i < pushes; i++) {
     scope_mark mark = scope_begin(be);
     tensor in, out;
@@ -206,11 +217,9 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
     }
     if (st == WAN_OK) st = backend_status(be);
     scope_end(be, mark);
-    at[i + 1] = count(be);
+    if (st == WAN_OK) st = add_work(c, &d, i ? pushes - 1 : 1);
   }
   if (st == WAN_OK) {
-    add_work(c, at[1], 1);
-    if (pushes > 1) add_work(c, less(at[2], at[1]), pushes - 1);
     c->weights = loaded_bytes(vae_weights(v), be, decode ? of_decoder : of_encoder);
     /* the latents, on the backend and here; four pixel frames as bytes or floats */
     keep_memory(c, &d, latent_bytes(s),
@@ -226,7 +235,7 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
 
 static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep,
                              stage_cost *c) {
-  *c = (stage_cost){0};
+  *c = (stage_cost){.rates = c->rates};
   if (s->params->from_latent_path && stage != WAN_STAGE_DECODE) return WAN_OK;
   int chunks = condition_chunks(m, s);
   if (stage == WAN_STAGE_TEXT) return cost_text(m, s, keep, c);
@@ -235,7 +244,7 @@ static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stag
   if (stage != WAN_STAGE_DENOISE) return WAN_OK;
   CORE_TRY(cost_denoise(m, s, keep, c));
   if (!s->params->preview) return WAN_OK;
-  stage_cost look; /* a preview decodes one frame with streamed weights between two steps */
+  stage_cost look = {0}; /* a preview decodes one frame with streamed weights between two steps */
   CORE_TRY(cost_vae(m, s, true, 1, 0, &look));
   c->peak += look.peak;
   c->host += look.host;
@@ -243,7 +252,7 @@ static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stag
 }
 
 wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out) {
-  stage_cost c;
+  stage_cost c = {0};
   for (int i = 0; i < WAN_STAGE_COUNT; i++) {
     CORE_TRY(cost_stage(m, s, (wan_stage)i, 0, &c));
     out->streamed[i] = c.peak;
@@ -253,7 +262,7 @@ wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out) {
 }
 
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
-  stage_cost c;
+  stage_cost c = {0};
   *out = (run_cost){.tokens = s->T * (s->h / 2) * (s->w / 2)};
   CORE_TRY(cost_least(m, s, out));
   for (int i = 0; i < WAN_STAGE_COUNT; i++) {
@@ -268,10 +277,11 @@ wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
 }
 
 wan_status cost_peak(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep, uint64_t *peak,
-                     int *blocks) {
-  stage_cost c;
+                     int *blocks, double *seconds) {
+  stage_cost c = {.rates = m->rates};
   CORE_TRY(cost_stage(m, s, stage, keep, &c));
   *peak = c.peak;
+  *seconds = c.seconds;
   if (blocks) *blocks = c.blocks;
   return WAN_OK;
 }
@@ -312,40 +322,11 @@ uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget) {
   return budget > c->streamed[stage] ? budget - c->streamed[stage] : 0;
 }
 
-/* ---- Time ---- */
-
-wan_status measure_rate(backend *be, double *rate) {
-  enum { N = 1024, ROWS = 512 };
-  core_ctx *ctx = be->ctx;
-  float *values = core_calloc(ctx, (size_t)N * N, sizeof *values);
-  if (!values) return WAN_ERR_MEMORY;
-  weight w = {.name = "probe", .role = WEIGHT_LINEAR, .src = TENSOR_OF(DT_F32, values, N, N)};
-  scope_mark mark = scope_begin(be);
-  wan_status s = backend_weight_load(be, &w);
-  tensor x = TENSOR_NEW(be, DT_NONE, ROWS, N), y = TENSOR_NEW(be, DT_NONE, ROWS, N);
-  tensor_zero(be, x);
-  double best = 0, start = core_now();
-  for (int i = 0; s == WAN_OK && (i < 2 || core_now() - start < 0.25); i++) {
-    double t = core_now();
-    op_linear_into(be, x, &w, NULL, ACT_NONE, y);
-    s = backend_sync(be);
-    double r = 2.0 * ROWS * N * N / (core_now() - t);
-    if (r > best) best = r;
-  }
-  backend_weight_unload(be, &w);
-  scope_end(be, mark);
-  scope_trim(be);
-  core_free(ctx, values);
-  *rate = best;
-  return s;
-}
-
 wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out) {
   run_cost c;
-  double rate = 0;
   backend *be = m->be;
   CORE_TRY(cost_estimate(m, s, &c));
-  if (!be->dry) CORE_TRY(measure_rate(be, &rate));
+  if (!be->dry && !m->rates) CORE_TRY(rates_open(be, &m->rates));
   size_t size = out->size;
   *out = (wan_plan){
       .size = size, .width = s->width, .height = s->height, .frames = s->frames, .steps = s->steps};
@@ -359,9 +340,8 @@ wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out) {
     const wan_stage stage = (wan_stage)i;
     uint64_t peak, keep = cost_keep(&c, stage, budget);
     int *blocks = stage == WAN_STAGE_DENOISE ? &out->blocks_resident : NULL;
-    CORE_TRY(cost_peak(m, s, stage, keep, &peak, blocks));
+    CORE_TRY(cost_peak(m, s, stage, keep, &peak, blocks, &out->seconds[i]));
     out->flops[i] = c.flops[i];
-    out->seconds[i] = rate > 0 ? c.work[i] / rate : 0;
     out->memory_peak[i] = be->host_memory ? peak : c.host[i];
     out->device_memory_peak[i] = be->host_memory ? 0 : peak;
     out->weights[i] = c.weights[i];

@@ -18,9 +18,10 @@ typedef struct run_cost {
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out);
 /* Peaks with all weights streamed, the least a run can do with; nothing else of `out` is filled in. */
 wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out);
-/* The same with `keep` bytes of weights resident in a stage; *blocks: how many of the transformer's are. */
+/* The same with `keep` bytes of weights resident in a stage; *blocks: how many of the transformer's are;
+ * *seconds: what it takes, 0 unless the model has rates. */
 wan_status cost_peak(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep, uint64_t *peak,
-                     int *blocks);
+                     int *blocks, double *seconds);
 /* How many bytes of weights may stay loaded in a stage. */
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget);
 /* Bytes the engine may hold of the memory that the backend works in: the context's limit, or what is
@@ -31,8 +32,7 @@ uint64_t host_budget(const core_ctx *ctx);
 /* WAN_OK, or WAN_ERR_MEMORY with a message that says what is short and the smallest changes that would make
  * the run fit (plan_fit.c). */
 wan_status plan_fits(wan_model *m, const run_settings *s, const run_cost *cost);
-/* FLOP/s of a large linear layer on this backend, measured in about a quarter of a second. */
-wan_status measure_rate(backend *be, double *flops_per_second);
+/* Times samples of the run's operations, which takes some seconds the first time. */
 wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out);
 
 #endif

@@ -52,7 +52,7 @@ static void test_memory(void **state) {
   wan_context_destroy(context);
 }
 
-/* Twice the steps are twice the work; the work of a decode follows the number of frames. */
+/* Twice the steps are nearly twice the work; the work of a decode follows the number of frames. */
 static void test_scaling(void **state) {
   (void)state;
   wan_context_params cp;
@@ -71,7 +71,8 @@ static void test_scaling(void **state) {
   assert_int_equal(wan_plan_generate(model, &gp, &one), WAN_OK);
   gp.steps = 10;
   assert_int_equal(wan_plan_generate(model, &gp, &two), WAN_OK);
-  assert_true(two.flops[WAN_STAGE_DENOISE] == 2 * one.flops[WAN_STAGE_DENOISE]);
+  double steps = two.flops[WAN_STAGE_DENOISE] / one.flops[WAN_STAGE_DENOISE];
+  assert_true(steps > 1.8 && steps < 2); /* the prompt's keys are made in the first step only */
   assert_true(two.flops[WAN_STAGE_DECODE] == one.flops[WAN_STAGE_DECODE]);
   gp.frames = 33;
   assert_int_equal(wan_plan_generate(model, &gp, &two), WAN_OK);
