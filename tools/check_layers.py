@@ -23,7 +23,7 @@ MAY = {
     "cli": set(),
     "server": set(),
 }
-BACKEND_HEADERS = {"backend/backend.h", "backend/profile.h", "backend/registry.h"}
+BACKEND_HEADERS = {"backend/backend.h", "backend/dry.h", "backend/profile.h", "backend/registry.h"}
 BACKEND_SHARED = BACKEND_HEADERS | {"backend/device.h"}  # between backends only
 LINES_MAX = 700  # tables and generated data live in folders named tables/
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
