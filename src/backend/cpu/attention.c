@@ -47,50 +47,52 @@ static int64_t clamp(int64_t n, int64_t lo, int64_t hi) {
 /* ---- Packing ---- */
 
 /* Row i of head h as floats or, when the kernels take bf16, as it is. */
-static const char *head_row(tensor t, int64_t i, int64_t C, int64_t h, int64_t d) {
+static const void *head_row(tensor t, int64_t i, int64_t C, int64_t h, int64_t d) {
   return (const char *)t.data + (size_t)(i * C + h * d) * dtype_size(t.type);
 }
 
 static void copy_row(const attn_job *j, tensor t, int64_t i, int64_t h, char *to) {
-  const char *p = head_row(t, i, j->C, h, j->d);
+  const void *p = head_row(t, i, j->C, h, j->d);
   if (t.type == DT_BF16 && !j->k->bf16)
-    j->rows->from_bf16((const uint16_t *)(const void *)p, (float *)(void *)to, j->d);
+    j->rows->from_bf16(p, (float *)(void *)to, j->d);
   else
     memcpy(to, p, (size_t)(j->d * j->elt));
   memset(to + j->d * j->elt, 0, (size_t)((j->dp - j->d) * j->elt));
 }
 
 /* Keys and values of one block: K row by row, V turned so that keys lie along its rows. */
-static void pack_block(const attn_job *j, int64_t slot, int64_t h, int64_t block, char *row) {
+static void pack_block(const attn_job *j, int64_t slot, int64_t h, int64_t block, float *row) {
   int64_t j0 = block * ATTN_KEYS, n = clamp(j->lk - j0, 0, ATTN_KEYS), padded = round_up(n, ATTN_ALIGN);
   char *k = j->pack_k + (slot * j->lkp + j0) * j->dp * j->elt;
   char *v = j->pack_v + (slot * j->lkp + j0) * j->dp * j->elt;
   for (int64_t i = 0; i < n; i++) copy_row(j, j->kk, j0 + i, h, k + i * j->dp * j->elt);
   memset(k + n * j->dp * j->elt, 0, (size_t)((padded - n) * j->dp * j->elt));
+  if (j->k->bf16) {
+    j->k->pack_values(head_row(j->v, j0, j->C, h, j->d), j->C, n, padded, j->d, j->dp, v);
+    return;
+  }
   for (int64_t i = 0; i < padded; i++) {
     if (i < n)
-      copy_row(j, j->v, j0 + i, h, row);
+      copy_row(j, j->v, j0 + i, h, (char *)row);
     else
-      memset(row, 0, (size_t)(j->dp * j->elt));
-    if (j->k->bf16)
-      for (int64_t e = 0; e < j->dp; e++)
-        ((uint16_t *)(void *)v)[e * padded + i] = ((uint16_t *)(void *)row)[e];
-    else
-      for (int64_t e = 0; e < j->dp; e++) ((float *)(void *)v)[e * padded + i] = ((float *)(void *)row)[e];
+      memset(row, 0, (size_t)j->dp * sizeof *row);
+    for (int64_t e = 0; e < j->dp; e++) ((float *)(void *)v)[e * padded + i] = row[e];
   }
 }
 
 /* ATTN_Q queries from i0 as the right operand: [dp, ATTN_Q] or [dp / 2, ATTN_Q, 2]. */
-static void pack_queries(const attn_job *j, int64_t h, int64_t i0, char *to, char *row) {
+static void pack_queries(const attn_job *j, int64_t h, int64_t i0, char *to, float *row) {
+  if (j->k->bf16) {
+    j->k->pack_queries(head_row(j->q, i0, j->C, h, j->d), j->C, clamp(j->lq - i0, 0, ATTN_Q), j->d, j->dp,
+                       to);
+    return;
+  }
   for (int64_t i = 0; i < ATTN_Q; i++) {
     if (i0 + i < j->lq)
-      copy_row(j, j->q, i0 + i, h, row);
+      copy_row(j, j->q, i0 + i, h, (char *)row);
     else
-      memset(row, 0, (size_t)(j->dp * j->elt));
-    if (j->k->bf16)
-      for (int64_t e = 0; e < j->dp; e += 2) memcpy(to + (e / 2 * ATTN_Q + i) * 4, row + e * 2, 4);
-    else
-      for (int64_t e = 0; e < j->dp; e++) ((float *)(void *)to)[e * ATTN_Q + i] = ((float *)(void *)row)[e];
+      memset(row, 0, (size_t)j->dp * sizeof *row);
+    for (int64_t e = 0; e < j->dp; e++) ((float *)(void *)to)[e * ATTN_Q + i] = row[e];
   }
 }
 
@@ -105,8 +107,8 @@ static void pack_rel(const attn_job *j, int64_t slot, int64_t h) {
 /* ---- One task: up to `groups` times ATTN_Q queries of one head ---- */
 
 typedef struct attn_local {
-  char *q, *p, *row;
-  float *s, *o;
+  char *q, *p;
+  float *s, *o, *row;
   attn_state *state;
 } attn_local;
 
@@ -119,7 +121,7 @@ static size_t local_layout(const attn_job *j, char *at, attn_local *l) {
   PART(o, float, j->groups * j->dp * ATTN_Q * 4);
   PART(s, float, ATTN_KEYS *ATTN_Q * 4);
   PART(p, char, ATTN_KEYS *ATTN_Q * j->elt);
-  PART(row, char, j->dp * j->elt);
+  PART(row, float, j->dp * 4);
   PART(state, attn_state, j->groups * (int64_t)sizeof(attn_state));
 #undef PART
   return used;
@@ -152,16 +154,19 @@ static void attend_block(const attn_job *j, const attn_local *l, int64_t slot, i
 
 static void store_queries(const attn_job *j, const attn_local *l, int64_t h, int64_t i0, int64_t g) {
   const float *o = l->o + g * j->dp * ATTN_Q;
-  float row[1024 + 1]; /* head_dim's limit, see cpu_attention */
-  for (int64_t i = 0; i < ATTN_Q && i0 + g * ATTN_Q + i < j->lq; i++) {
+  int64_t first = i0 + g * ATTN_Q, n = clamp(j->lq - first, 0, ATTN_Q);
+  char *to = (char *)j->out.data + (size_t)(first * j->C + h * j->d) * dtype_size(j->out.type);
+  if (j->k->bf16) {
+    j->k->store(o, l->state[g].sum, n, j->d, (uint16_t *)(void *)to, j->C);
+    return;
+  }
+  for (int64_t i = 0; i < n; i++, to += (size_t)j->C * dtype_size(j->out.type)) {
     float inv = 1.0f / l->state[g].sum[i];
-    for (int64_t e = 0; e < j->d; e++) row[e] = o[e * ATTN_Q + i] * inv;
-    char *to =
-        (char *)j->out.data + (size_t)((i0 + g * ATTN_Q + i) * j->C + h * j->d) * dtype_size(j->out.type);
+    for (int64_t e = 0; e < j->d; e++) l->row[e] = o[e * ATTN_Q + i] * inv;
     if (j->out.type == DT_BF16)
-      j->rows->to_bf16(row, (uint16_t *)(void *)to, j->d);
+      j->rows->to_bf16(l->row, (uint16_t *)(void *)to, j->d);
     else
-      memcpy(to, row, (size_t)j->d * sizeof *row);
+      memcpy(to, l->row, (size_t)j->d * sizeof *l->row);
   }
 }
 

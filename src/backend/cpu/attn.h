@@ -39,6 +39,14 @@ typedef struct cpu_attn {
   bool (*softmax)(float *s, const attn_bias *bias, int64_t keys, int64_t padded, attn_state *state, void *p);
   /* C [M, ATTN_Q] *= alpha */
   void (*rescale)(float *c, const float *alpha, int64_t M);
+  /* With bf16, else NULL: the forms above from and to rows of bf16 `stride` elements apart, vectorised. */
+  /* n <= ATTN_Q queries of d channels -> [dp/2, ATTN_Q, 2] */
+  void (*pack_queries)(const uint16_t *x, int64_t stride, int64_t n, int64_t d, int64_t dp, void *to);
+  /* n keys' values of d channels -> [dp, padded] */
+  void (*pack_values)(const uint16_t *x, int64_t stride, int64_t n, int64_t padded, int64_t d, int64_t dp,
+                      void *to);
+  /* n columns of O^T [d, ATTN_Q], each divided by its sum, -> rows of d */
+  void (*store)(const float *o, const float *sum, int64_t n, int64_t d, uint16_t *to, int64_t stride);
   /* once on each thread before and after its kernel calls; may be NULL */
   void (*enter)(void);
   void (*leave)(void);

@@ -53,6 +53,9 @@ const cpu_attn cpu_attn_amx = {.bf16 = true,
                                .gemm = gemm,
                                .softmax = softmax_bf16,
                                .rescale = rescale_bf16,
+                               .pack_queries = pack_queries_bf16,
+                               .pack_values = pack_values_bf16,
+                               .store = store_bf16,
                                .enter = enter,
                                .leave = leave};
 #endif

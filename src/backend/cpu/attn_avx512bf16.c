@@ -35,5 +35,11 @@ static void gemm(const void *a, int64_t lda, const void *b, float *c, int64_t M,
   }
 }
 
-const cpu_attn cpu_attn_bf16 = {.bf16 = true, .gemm = gemm, .softmax = softmax_bf16, .rescale = rescale_bf16};
+const cpu_attn cpu_attn_bf16 = {.bf16 = true,
+                                .gemm = gemm,
+                                .softmax = softmax_bf16,
+                                .rescale = rescale_bf16,
+                                .pack_queries = pack_queries_bf16,
+                                .pack_values = pack_values_bf16,
+                                .store = store_bf16};
 #endif

@@ -94,6 +94,65 @@ static inline bool softmax_bf16(float *s, const attn_bias *bias, int64_t keys, i
   return changed != 0;
 }
 
+static inline void pack_queries_bf16(const uint16_t *x, int64_t stride, int64_t n, int64_t d, int64_t dp,
+                                     void *to) {
+  enum { PITCH = ATTN_Q * 4 };
+  for (int64_t q = 0; q < ATTN_Q; q += LANES)
+    for (int64_t e = 0; e < dp; e += 2 * LANES) {
+      __mmask32 live = first_lanes(d - e);
+      __m512i r[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++)
+        r[i] = q + i < n ? _mm512_maskz_loadu_epi16(live, x + (q + i) * stride + e) : _mm512_setzero_si512();
+      transpose_16(r, (char *)to + e / 2 * PITCH + q * 4, PITCH);
+    }
+}
+
+/* 32 keys by 32 channels at a time: neighbouring keys become pairs, 16 of them are turned. */
+static inline void pack_values_bf16(const uint16_t *x, int64_t stride, int64_t n, int64_t padded, int64_t d,
+                                    int64_t dp, void *to) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
+                                       38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(LANES));
+  for (int64_t k = 0; k < padded; k += 2 * LANES)
+    for (int64_t e = 0; e < dp; e += 2 * LANES) {
+      __m512i a[LANES], b[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) {
+        int64_t at = k + 2 * i;
+        const uint16_t *row = x + at * stride + e;
+        __m512i even = _mm512_maskz_loadu_epi16(at < n ? first_lanes(d - e) : 0, row);
+        __m512i odd = _mm512_maskz_loadu_epi16(at + 1 < n ? first_lanes(d - e) : 0, row + stride);
+        a[i] = _mm512_permutex2var_epi16(even, low, odd);
+        b[i] = _mm512_permutex2var_epi16(even, high, odd);
+      }
+      char *out = (char *)to + (e * padded + k) * 2;
+      transpose_16(a, out, (size_t)padded * 2);
+      transpose_16(b, out + (size_t)(LANES * padded) * 2, (size_t)padded * 2);
+    }
+}
+
+static inline void store_bf16(const float *o, const float *sum, int64_t n, int64_t d, uint16_t *to,
+                              int64_t stride) {
+  for (int64_t q = 0; q < n; q += LANES) {
+    __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_loadu_ps(sum + q));
+    for (int64_t e = 0; e < d; e += 2 * LANES) {
+      float turned[2][LANES][LANES]; /* [half][query][channel] */
+      for (int h = 0; h < 2; h++) {
+        __m512i r[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+          r[i] = _mm512_castps_si512(
+              _mm512_mul_ps(_mm512_loadu_ps(o + (e + h * LANES + i) * ATTN_Q + q), inverse));
+        transpose_16(r, (char *)turned[h], sizeof turned[h][0]);
+      }
+      for (int64_t i = 0; i < LANES && q + i < n; i++)
+        _mm512_mask_storeu_epi16(to + (q + i) * stride + e, first_lanes(d - e),
+                                 two_bf16(_mm512_loadu_ps(turned[0][i]), _mm512_loadu_ps(turned[1][i])));
+    }
+  }
+}
+
 static inline void rescale_bf16(float *c, const float *alpha, int64_t M) {
   __m512 a[VECS];
   for (int v = 0; v < VECS; v++) a[v] = _mm512_loadu_ps(alpha + v * LANES);

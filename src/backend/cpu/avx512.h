@@ -3,6 +3,7 @@
 #define WAN_CPU_AVX512_H
 
 #include <immintrin.h>
+#include <stdint.h>
 
 /* 2^x: scalef multiplies by 2^floor(x), the polynomial of degree 4 is 2^f for f = x - floor(x) in [0, 1),
  * balanced to 2.6e-6 relative: 700 times finer than the bf16 it will be rounded to. -infinity and anything
@@ -45,6 +46,36 @@ static inline __m512 widen_bf16(__m256i h) {
 
 static inline __m512i two_bf16(__m512 lo, __m512 hi) {
   return (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
+}
+
+/* The first n of 32 lanes */
+static inline __mmask32 first_lanes(int64_t n) {
+  return n >= 32 ? ~(__mmask32)0 : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
+}
+
+/* 16 x 16 elements of 4 bytes: vector r[i] becomes element i of 16 vectors, stored `pitch` bytes apart. */
+static inline void transpose_16(__m512i r[16], char *to, size_t pitch) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int h = 0; h < 2; h++) {
+      r[i + 2 * h] = _mm512_unpacklo_epi64(t[i + h], t[i + 2 + h]);
+      r[i + 2 * h + 1] = _mm512_unpackhi_epi64(t[i + h], t[i + 2 + h]);
+    }
+  /* r[4 q + m] holds, in its 128-bit lane l, elements 4q..4q+3 of vector 4 l + m */
+  for (int m = 0; m < 4; m++) {
+    __m512i a = _mm512_shuffle_i32x4(r[m], r[4 + m], 0x88), b = _mm512_shuffle_i32x4(r[m], r[4 + m], 0xdd);
+    __m512i c = _mm512_shuffle_i32x4(r[8 + m], r[12 + m], 0x88),
+            d = _mm512_shuffle_i32x4(r[8 + m], r[12 + m], 0xdd);
+    char *at = to + (size_t)m * pitch;
+    _mm512_storeu_si512(at, _mm512_shuffle_i32x4(a, c, 0x88));
+    _mm512_storeu_si512(at + 4 * pitch, _mm512_shuffle_i32x4(b, d, 0x88));
+    _mm512_storeu_si512(at + 8 * pitch, _mm512_shuffle_i32x4(a, c, 0xdd));
+    _mm512_storeu_si512(at + 12 * pitch, _mm512_shuffle_i32x4(b, d, 0xdd));
+  }
 }
 
 #endif

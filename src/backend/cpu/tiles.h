@@ -27,7 +27,7 @@ enum {
   TILE_CHUNK = 16,           /* steps: 32 KiB of a panel, of 48 in the first cache */
   TILE_C = 1024,             /* floats of the four tiles of C */
   TILE_PAIRS_MAX = 32,       /* pairs of tiles in a block: 1024 rows */
-  TILE_PART_MAX = 16,        /* lines of a pixel taken at a time in a convolution: 512 channels */
+  TILE_PART_MAX = 8,         /* lines of a pixel taken at a time in a convolution: 256 channels */
   TILE_BLOCK_BYTES = 1 << 20 /* half of the second cache */
 };
 

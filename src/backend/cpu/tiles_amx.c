@@ -153,10 +153,6 @@ static void multiply(const tile_job *j) {
 
 /* ---- Packing ---- */
 
-static inline __mmask32 first_lanes(int64_t n) {
-  return n >= TILE_K ? ~(__mmask32)0 : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
-}
-
 static inline __m512i load_line(const void *x, dtype type, __mmask32 live) {
   if (type == DT_BF16) return _mm512_maskz_loadu_epi16(live, x);
   const float *f = x;
@@ -185,31 +181,6 @@ static void pack_pixel(const uint16_t *x, int64_t columns, int64_t lines, size_t
   }
 }
 
-/* Transposes 16 x 16 pairs: rows a, b, .. of K become columns. */
-static inline void transpose(__m512i r[TILE], char *to) {
-  __m512i t[TILE];
-  for (int i = 0; i < TILE; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < TILE; i += 4)
-    for (int h = 0; h < 2; h++) {
-      r[i + 2 * h] = _mm512_unpacklo_epi64(t[i + h], t[i + 2 + h]);
-      r[i + 2 * h + 1] = _mm512_unpackhi_epi64(t[i + h], t[i + 2 + h]);
-    }
-  /* r[4 q + m] holds, in its 128-bit lane l, rows 4q..4q+3 of column 4 l + m */
-  for (int m = 0; m < 4; m++) {
-    __m512i lo01 = _mm512_shuffle_i32x4(r[m], r[4 + m], 0x88),
-            hi01 = _mm512_shuffle_i32x4(r[m], r[4 + m], 0xdd);
-    __m512i lo23 = _mm512_shuffle_i32x4(r[8 + m], r[12 + m], 0x88),
-            hi23 = _mm512_shuffle_i32x4(r[8 + m], r[12 + m], 0xdd);
-    _mm512_store_si512(to + m * TILE_LINE, _mm512_shuffle_i32x4(lo01, lo23, 0x88));
-    _mm512_store_si512(to + (4 + m) * TILE_LINE, _mm512_shuffle_i32x4(hi01, hi23, 0x88));
-    _mm512_store_si512(to + (8 + m) * TILE_LINE, _mm512_shuffle_i32x4(lo01, lo23, 0xdd));
-    _mm512_store_si512(to + (12 + m) * TILE_LINE, _mm512_shuffle_i32x4(hi01, hi23, 0xdd));
-  }
-}
-
 static void pack_weight(const char *x, size_t stride, int64_t rows, int64_t columns, int64_t steps,
                         size_t pitch, char *to) {
   for (int64_t s = 0; s < steps; s++) {
@@ -219,7 +190,7 @@ static void pack_weight(const char *x, size_t stride, int64_t rows, int64_t colu
     for (int i = 0; i < TILE; i++)
       r[i] = i < rows ? _mm512_maskz_loadu_epi16(live, x + (size_t)i * stride + s * TILE_LINE)
                       : _mm512_setzero_si512();
-    transpose(r, to + (size_t)s * pitch);
+    transpose_16(r, to + (size_t)s * pitch, TILE_LINE);
   }
 }
 
