@@ -124,6 +124,7 @@ typedef struct backend_ops {
   size_t (*weight_bytes)(backend *be, const weight *w);
 
   wan_status (*linear)(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
+  wan_status (*linear_add)(backend *be, tensor x, const weight *w, const weight *bias, tensor sum);
   wan_status (*ada_norm)(backend *be, tensor x, tensor mod, const token_rows *rows, int shift, int scale,
                          float eps, tensor out);
   wan_status (*layer_norm)(backend *be, tensor x, const weight *gamma, const weight *beta, float eps,
@@ -245,6 +246,8 @@ void backend_weight_prefetch(backend *be, weight *w);
 tensor op_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, dtype out);
 /* The same into a tensor that exists already (its dtype decides). */
 void op_linear_into(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
+/* sum F32 [.., N] += x . w^T + bias; the product may be rounded to the act dtype before. */
+void op_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum);
 /* Layer norm without affine part, then (1 + mod[row][scale]) * y + mod[row][shift].
  * x F32 [L, C]; mod F32 [n, R, C] -> [L, C]. Wan paper/model.py: eps 1e-6, biased variance. */
 tensor op_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, int shift, int scale, float eps,

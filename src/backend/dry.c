@@ -168,6 +168,10 @@ static wan_status dry_linear(backend *be, tensor x, const weight *w, const weigh
   return record(be, (dry_call){.op = PROF_LINEAR, .x = x, .w = *w, .act = act, .out = out});
 }
 
+static wan_status dry_linear_add(backend *be, tensor x, const weight *w, const weight *b, tensor sum) {
+  return dry_linear(be, x, w, b, ACT_NONE, sum);
+}
+
 static wan_status dry_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, int shift,
                                int scale, float eps, tensor out) {
   (void)be, (void)x, (void)mod, (void)rows, (void)shift, (void)scale, (void)eps, (void)out;
@@ -305,6 +309,7 @@ static const backend_ops dry_ops = {
     .weight_unload = dry_weight_unload,
     .weight_bytes = dry_weight_bytes,
     .linear = dry_linear,
+    .linear_add = dry_linear_add,
     .ada_norm = dry_ada_norm,
     .layer_norm = dry_layer_norm,
     .rms_norm = dry_rms_norm,

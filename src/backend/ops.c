@@ -209,17 +209,32 @@ void backend_weight_unload(backend *be, weight *w) {
 
 /* ---- Transformer operations ---- */
 
-void op_linear_into(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
+static bool linear_fits(backend *be, tensor x, const weight *w, const weight *bias, tensor out) {
   int64_t n = w->src.ndim ? w->src.dim[0] : 0, k = tensor_cols(&x);
   bool ok = usable(x) && usable(out) && is_act(be, x) && is_act(be, out) && tensor_cols(&out) == n &&
             tensor_rows(&out) == tensor_rows(&x);
-  if (!require(be, ok, "linear", x, out)) return;
-  if (!require_loaded(be, "linear", w, n * k)) return;
-  if (bias && !require_loaded(be, "linear bias", bias, n)) return;
+  return require(be, ok, "linear", x, out) && require_loaded(be, "linear", w, n * k) &&
+         (!bias || require_loaded(be, "linear bias", bias, n));
+}
+
+static void linear_profile(backend *be, double t0, tensor x, const weight *w, tensor out, int times) {
+  const double nk = (double)(tensor_cols(&out) * tensor_cols(&x));
+  profile_stop(be, PROF_LINEAR, t0, 2.0 * (double)tensor_rows(&x) * nk,
+               size_of(x) + times * size_of(out) + nk * (double)dtype_size(w->type));
+}
+
+void op_linear_into(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
+  if (!linear_fits(be, x, w, bias, out)) return;
   double t0 = profile_start(be);
   settle(be, be->ops->linear(be, x, w, bias, act, out));
-  profile_stop(be, PROF_LINEAR, t0, 2.0 * (double)(tensor_rows(&x) * n * k),
-               size_of(x) + size_of(out) + (double)(n * k) * (double)dtype_size(w->type));
+  linear_profile(be, t0, x, w, out, 1);
+}
+
+void op_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum) {
+  if (!linear_fits(be, x, w, bias, sum) || !require(be, sum.type == DT_F32, "linear_add", x, sum)) return;
+  double t0 = profile_start(be);
+  settle(be, be->ops->linear_add(be, x, w, bias, sum));
+  linear_profile(be, t0, x, w, sum, 2);
 }
 
 tensor op_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, dtype out) {

@@ -127,17 +127,17 @@ static void self_attention(dit *d, const dit_block *b, tensor y, const work *w) 
   linear_into(be, y, &b->self.o, w->q);
 }
 
-/* w->q = W_o Attn(y, text): no rotation */
-static void cross_attention(dit *d, const dit_block *b, int layer, tensor y, const work *w,
+/* x += W_o Attn(y, text): no rotation */
+static void cross_attention(dit *d, const dit_block *b, int layer, tensor x, tensor y, tensor q,
                             const dit_text *t) {
   backend *be = d->be;
   const int heads = d->config.heads;
-  linear_into(be, y, &b->cross.q, w->q);
-  op_qk_norm_rope(be, w->q, &b->cross.norm_q, d->config.eps, (tensor){0}, heads);
+  linear_into(be, y, &b->cross.q, q);
+  op_qk_norm_rope(be, q, &b->cross.norm_q, d->config.eps, (tensor){0}, heads);
   attention_spec spec = {
       .heads = heads, .scale = 1 / sqrtf((float)(d->config.dim / heads)), .key_bias = t->key_bias};
-  op_attention_into(be, w->q, t->k[layer], t->v[layer], &spec, y);
-  linear_into(be, y, &b->cross.o, w->q);
+  op_attention_into(be, q, t->k[layer], t->v[layer], &spec, y);
+  op_linear_add(be, y, &b->cross.o.w, &b->cross.o.b, x);
 }
 
 /* y = W2 gelu(W0 y) */
@@ -169,8 +169,8 @@ static void block_forward(dit *d, int layer, stream *s, tensor mod, const token_
   self_attention(d, b, y, &w);
   op_add_layer_norm(be, x, &(residual_add){.y = w.q, .mod = mod, .gate = GATE_SA}, rows, &b->norm3_w,
                     &b->norm3_b, eps, y);
-  cross_attention(d, b, layer, y, &w, t);
-  op_add_ada_norm(be, x, &(residual_add){.y = w.q}, mod, rows, SHIFT_FFN, SCALE_FFN, eps, y);
+  cross_attention(d, b, layer, x, y, w.q, t);
+  op_add_ada_norm(be, x, &(residual_add){0}, mod, rows, SHIFT_FFN, SCALE_FFN, eps, y);
   scope_end(be, mark);
   feed_forward(d, b, y);
   s->add = (residual_add){.y = y, .mod = mod, .gate = GATE_FFN};

@@ -178,7 +178,7 @@ static void self_attention(umt5 *u, const umt5_layer *l, tensor x,
   attention_spec spec = {
       .heads = (int)u->heads, .scale = 1, .rel_bias = op_position_bias(be, &l->position, buckets)};
   tensor y = op_attention(be, q, k, v, &spec);
-  op_add(be, x, op_linear(be, y, &l->o, NULL, ACT_NONE, DT_NONE));
+  op_linear_add(be, y, &l->o, NULL, x);
 }
 
 static void feed_forward(umt5 *u, const umt5_layer *l, tensor x) { /* x F32 [n, dim], in place */
@@ -186,7 +186,7 @@ static void feed_forward(umt5 *u, const umt5_layer *l, tensor x) { /* x F32 [n, 
   tensor a = op_rms_norm(be, x, &l->norm2, EPS, DT_NONE);
   tensor h = op_linear(be, a, &l->fc1, NULL, ACT_NONE, DT_NONE); /* [n, ffn] */
   op_mul(be, h, op_linear(be, a, &l->gate, NULL, ACT_GELU_TANH, DT_NONE));
-  op_add(be, x, op_linear(be, h, &l->fc2, NULL, ACT_NONE, DT_NONE));
+  op_linear_add(be, h, &l->fc2, NULL, x);
 }
 
 static wan_status run_layer(umt5 *u, int i, tensor x, tensor buckets) {
@@ -205,13 +205,13 @@ static wan_status run_layer(umt5 *u, int i, tensor x, tensor buckets) {
   return s;
 }
 
-static wan_status check_finite(umt5 *u, const float *out, int n) {
-  for (int64_t i = 0; i < n * u->dim; i++)
-    if (!isfinite(out[i]))
-      return core_fail(u->be->ctx, WAN_ERR_NUMERIC,
-                       "%s: the text encoder's output for token %lld is not finite; the file may be damaged",
-                       weight_set_path(u->set), (long long)(i / u->dim));
-  return WAN_OK;
+/* Names the first token whose encoding is not finite. */
+static wan_status fail_not_finite(umt5 *u, const float *out, int n) {
+  int64_t i = 0;
+  while (i + 1 < n * u->dim && isfinite(out[i])) i++;
+  return core_fail(u->be->ctx, WAN_ERR_NUMERIC,
+                   "%s: the text encoder's output for token %lld is not finite; the file may be damaged",
+                   weight_set_path(u->set), (long long)(i / u->dim));
 }
 
 wan_status umt5_encode(umt5 *u, const int32_t *ids, int n, float *out,
@@ -228,11 +228,14 @@ wan_status umt5_encode(umt5 *u, const int32_t *ids, int n, float *out,
     s = run_layer(u, i, x, buckets);
     if (s == WAN_OK && progress) progress(user, i + 1, u->layers);
   }
+  bool finite = true;
   if (s == WAN_OK) {
-    tensor_download(be, out, op_rms_norm(be, x, &u->norm, EPS, DT_F32));
-    s = backend_sync(be);
+    tensor y = op_rms_norm(be, x, &u->norm, EPS, DT_F32);
+    finite = op_all_finite(be, y);
+    tensor_download(be, out, y);
+    s = backend_status(be);
   }
   scope_end(be, mark);
   weight_group_release(be, &u->ends, u->mode);
-  return s == WAN_OK ? check_finite(u, out, n) : s;
+  return s == WAN_OK && !finite ? fail_not_finite(u, out, n) : s;
 }

@@ -42,6 +42,7 @@ static void transformer(backend *be, const weight *w, const weight *vector, cons
   tensor a = op_ada_norm(be, x, mod, &rows, 0, 1, 1e-6f, DT_NONE);
   tensor q = op_linear(be, a, w, vector, ACT_SILU, DT_NONE);
   op_linear(be, x, w, NULL, ACT_GELU_TANH, DT_F32);
+  op_linear_add(be, a, w, vector, x);
   op_qk_norm_rope(be, q, vector, 1e-6f, rope, HEADS);
   attention_spec spec = {.heads = HEADS, .scale = 1, .key_bias = ZEROS(be, DT_F32, L)};
   spec.rel_bias = ZEROS(be, DT_F32, HEADS, 2 * L - 1);

@@ -67,6 +67,29 @@ static void test_linear_into(void **state) {
   }
 }
 
+static void test_linear_add(void **state) {
+  rig *r = *state;
+  for (int i = 0; i < CASES; i++) {
+    rig_begin(r, "linear_add");
+    int64_t k = rig_size(r, 1, 400), n = rig_size(r, 1, 400), rows = rig_size(r, 1, 100);
+    twin x = linear_input(r, rig_type(r), rows, k);
+    const twin_weight *w =
+        TWIN_WEIGHT(r, rig_chance(r, 0.2) ? WEIGHT_LINEAR_F32 : WEIGHT_LINEAR, 0, 1 / sqrt((double)k), n, k);
+    const twin_weight *bias = rig_chance(r, 0.7) ? TWIN_WEIGHT(r, WEIGHT_VECTOR, 0, 1, n) : NULL;
+    int64_t dim[TENSOR_MAX_DIMS];
+    memcpy(dim, x.ref.dim, sizeof dim);
+    dim[x.ref.ndim - 1] = n;
+    twin sum = rig_tensor(r, DT_F32, FILL_NORMAL, x.ref.ndim, dim);
+    rig_may_change(r, sum);
+    limit l = limit_act(r, DT_F32, (double)k);
+    l.scale = max_norm(x.ref, 1) * weight_rms(w) + 1;
+    op_linear_add(r->ref, x.ref, ref_of(w), ref_of(bias), sum.ref);
+    op_linear_add(r->be, x.sub, sub_of(w), sub_of(bias), sum.sub);
+    rig_compare(r, sum.ref, sum.sub, l);
+    rig_end(r);
+  }
+}
+
 /* ---- Norms ---- */
 
 /* How much larger a row is than its spread: subtracting a mean that is known to u of the values loses
@@ -491,6 +514,7 @@ int main(void) {
   static const ops_test tests[] = {
       {"linear", test_linear},
       {"linear into a slice", test_linear_into},
+      {"linear added", test_linear_add},
       {"ada_norm", test_ada_norm},
       {"layer_norm", test_layer_norm},
       {"add and norm", test_add_norm},

@@ -79,6 +79,7 @@ static const backend_ops ops = {
     .weight_load = cpu_weight_load,
     .weight_unload = cpu_weight_unload,
     .linear = cpu_linear,
+    .linear_add = cpu_linear_add,
     .ada_norm = cpu_ada_norm,
     .layer_norm = cpu_layer_norm,
     .rms_norm = cpu_rms_norm,

@@ -80,6 +80,7 @@ wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bia
                        const void *residual, tensor out);
 wan_status cpu_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
 
+wan_status cpu_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum);
 wan_status cpu_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, int shift, int scale,
                         float eps, tensor out);
 wan_status cpu_layer_norm(backend *be, tensor x, const weight *gamma, const weight *beta, float eps,

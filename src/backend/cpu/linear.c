@@ -103,3 +103,7 @@ wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bia
 wan_status cpu_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
   return cpu_product(be, x, w, bias, act, NULL, out);
 }
+
+wan_status cpu_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum) {
+  return cpu_product(be, x, w, bias, ACT_NONE, sum.data, sum);
+}

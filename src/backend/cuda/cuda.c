@@ -163,6 +163,7 @@ static const backend_ops cuda_ops = {
     .weight_prefetch = cuda_weight_prefetch,
     .weight_bytes = cuda_weight_bytes,
     .linear = cuda_linear,
+    .linear_add = cuda_linear_add,
     .ada_norm = cuda_ada_norm,
     .layer_norm = cuda_layer_norm,
     .add_ada_norm = cuda_add_ada_norm,

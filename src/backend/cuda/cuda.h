@@ -82,6 +82,9 @@ wan_status cuda_sync(backend *be);
 wan_status cuda_pace(backend *be);
 /* A large host buffer through pinned memory; returns when the host buffer has been read. */
 wan_status cuda_upload_staged(backend *be, void *dst, const void *host, size_t bytes);
+/* Rows ids[0..n-1] of `row` bytes of a table in host memory, one after the other. */
+wan_status cuda_upload_rows(backend *be, void *dst, const void *table, size_t row, const int32_t *ids,
+                            int64_t n);
 void cuda_staging_close(backend *be);
 
 /* ---- weights.c ---- */
@@ -98,6 +101,7 @@ static inline int64_t cuda_conv_width(const backend *be, int64_t ci) {
 
 /* ---- Operations ---- */
 wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
+wan_status cuda_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum);
 void cuda_linear_close(backend *be);
 /* out[b] = alpha * a[b] * op(b[b]), as k_gemm, by the library where it can. */
 wan_status cuda_gemm(backend *be, const k_gemm_spec *g, k_data a, k_data b, k_data out);

@@ -147,8 +147,9 @@ static linear_plan *plan_for(backend *be, const plan_key *key) {
   return p;
 }
 
-/* The product with an epilogue. *done is false when the library can't do it. */
-static wan_status product(backend *be, const k_gemm_spec *g, k_data a, k_data b, k_data out,
+/* The product with an epilogue, added to beta times what out holds. *done is false when the library can't do
+ * it. */
+static wan_status product(backend *be, const k_gemm_spec *g, k_data a, k_data b, k_data out, float beta,
                           cublasLtEpilogue_t epilogue, const void *bias, bool *done) {
   cuda_state *c = cuda_of(be);
   plan_key key = {.m = g->m,
@@ -172,11 +173,10 @@ static wan_status product(backend *be, const k_gemm_spec *g, k_data a, k_data b,
   if (!p) return WAN_ERR_MEMORY;
   *done = p->usable;
   if (!p->usable) return WAN_OK;
-  const float zero = 0;
   if (bias)
     c->lib.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
   cublasStatus_t s =
-      c->lib.cublasLtMatmul(c->lt, p->desc, &g->alpha, b.p, p->a, a.p, p->b, &zero, out.p, p->o, out.p, p->o,
+      c->lib.cublasLtMatmul(c->lt, p->desc, &g->alpha, b.p, p->a, a.p, p->b, &beta, out.p, p->o, out.p, p->o,
                             &p->algo, c->workspace, c->workspace_bytes, c->stream);
   if (s == CUBLAS_STATUS_SUCCESS) return WAN_OK;
   return core_fail(
@@ -188,7 +188,7 @@ static wan_status product(backend *be, const k_gemm_spec *g, k_data a, k_data b,
 
 wan_status cuda_gemm(backend *be, const k_gemm_spec *g, k_data a, k_data b, k_data out) {
   bool done = false;
-  CORE_TRY(product(be, g, a, b, out, CUBLASLT_EPILOGUE_DEFAULT, NULL, &done));
+  CORE_TRY(product(be, g, a, b, out, 0, CUBLASLT_EPILOGUE_DEFAULT, NULL, &done));
   if (done) return WAN_OK;
   k_gemm(cuda_of(be)->stream, g, a, b, out, NULL, K_NONE);
   return cuda_launched(be, "a matrix product");
@@ -226,16 +226,14 @@ static wan_status in_two_steps(backend *be, const k_gemm_spec *g, k_data a, k_da
   return s;
 }
 
+static k_gemm_spec spec_of(tensor x, tensor out) {
+  const int64_t k = tensor_cols(&x), n = tensor_cols(&out);
+  return (k_gemm_spec){
+      .m = tensor_rows(&x), .n = n, .k = k, .lda = k, .ldb = k, .ldo = n, .batch = 1, .bt = true, .alpha = 1};
+}
+
 wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
-  k_gemm_spec g = {.m = tensor_rows(&x),
-                   .n = tensor_cols(&out),
-                   .k = tensor_cols(&x),
-                   .lda = tensor_cols(&x),
-                   .ldb = tensor_cols(&x),
-                   .ldo = tensor_cols(&out),
-                   .batch = 1,
-                   .bt = true,
-                   .alpha = 1};
+  const k_gemm_spec g = spec_of(x, out);
   k_data a, b = {w->data, cuda_type(w->type)}, o = cuda_data(out);
   void *copy;
   size_t copy_bytes;
@@ -247,9 +245,32 @@ wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bia
                            : act == ACT_GELU_TANH ? CUBLASLT_EPILOGUE_GELU
                                                   : CUBLASLT_EPILOGUE_DEFAULT;
     const void *added = !bias ? NULL : out.type == DT_BF16 ? cuda_vector_bf16(bias) : bias->data;
-    s = product(be, &g, a, b, o, e, added, &done);
+    s = product(be, &g, a, b, o, 0, e, added, &done);
   }
   if (s == WAN_OK && !done) s = in_two_steps(be, &g, a, b, bias, act, o);
+  cuda_mem_free(be, copy, copy_bytes);
+  return s;
+}
+
+/* The library reads the sum as its third operand; where it can't, the product is made apart. */
+wan_status cuda_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum) {
+  const k_gemm_spec g = spec_of(x, sum);
+  const size_t bytes = tensor_bytes(&sum);
+  k_data a, b = {w->data, cuda_type(w->type)}, o = cuda_data(sum);
+  void *copy, *apart = NULL;
+  size_t copy_bytes;
+  CORE_TRY(operand(be, x, w->type, &a, &copy, &copy_bytes));
+  bool done = false;
+  wan_status s = product(be, &g, a, b, o, 1, bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
+                         bias ? bias->data : NULL, &done);
+  if (s == WAN_OK && !done && !(apart = cuda_mem_alloc(be, bytes))) s = WAN_ERR_MEMORY;
+  if (s == WAN_OK && !done) {
+    k_data y = {apart, K_F32};
+    k_gemm(cuda_of(be)->stream, &g, a, b, y, cuda_floats(bias), K_NONE);
+    k_gate_add(cuda_of(be)->stream, o, y, (k_mod){0}, 0, g.m, (int)g.n);
+    s = cuda_launched(be, "a matrix product");
+  }
+  cuda_mem_free(be, apart, bytes);
   cuda_mem_free(be, copy, copy_bytes);
   return s;
 }

@@ -189,13 +189,6 @@ wan_status cuda_upload(backend *be, void *dst, const void *host, size_t bytes) {
                     "copying to the device");
 }
 
-wan_status cuda_download(backend *be, void *host, const void *src, size_t bytes) {
-  if (!bytes) return WAN_OK;
-  CORE_TRY(cuda_check(be, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, cuda_of(be)->stream),
-                      "copying from the device"));
-  return cuda_sync(be);
-}
-
 wan_status cuda_copy(backend *be, void *dst, const void *src, size_t bytes) {
   if (!bytes || dst == src) return WAN_OK;
   return cuda_check(be, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(be)->stream),
@@ -231,7 +224,12 @@ static wan_status staging_take(backend *be, int *index) {
     return cuda_check(be, cudaEventCreateWithFlags(&c->staging_free[i], cudaEventDisableTiming),
                       "creating an event");
   }
-  return cuda_check(be, cudaEventSynchronize(c->staging_free[i]), "copying weights to the device");
+  return cuda_check(be, cudaEventSynchronize(c->staging_free[i]), "waiting for a copy");
+}
+
+static wan_status staging_used(backend *be, int i) {
+  cuda_state *c = cuda_of(be);
+  return cuda_check(be, cudaEventRecord(c->staging_free[i], c->stream), "recording an event");
 }
 
 /* Several threads fill a buffer faster than one where the source is in the page cache. */
@@ -255,7 +253,52 @@ wan_status cuda_upload_staged(backend *be, void *dst, const void *host, size_t b
     CORE_TRY(
         cuda_check(be, cudaMemcpyAsync((char *)dst + at, c->staging[i], n, cudaMemcpyHostToDevice, c->stream),
                    "copying weights to the device"));
-    CORE_TRY(cuda_check(be, cudaEventRecord(c->staging_free[i], c->stream), "recording an event"));
+    CORE_TRY(staging_used(be, i));
+  }
+  return WAN_OK;
+}
+
+wan_status cuda_upload_rows(backend *be, void *dst, const void *table, size_t row, const int32_t *ids,
+                            int64_t n) {
+  cuda_state *c = cuda_of(be);
+  const int64_t fit = (int64_t)(DEVICE_STAGING_BYTES / row);
+  for (int64_t at = 0; at < n; at += fit) {
+    const int64_t count = n - at < fit ? n - at : fit;
+    int i = 0;
+    CORE_TRY(staging_take(be, &i));
+    char *to = c->staging[i];
+#pragma omp parallel for num_threads(8) if (count > 64)
+    for (int64_t k = 0; k < count; k++)
+      memcpy(to + (size_t)k * row, (const char *)table + (size_t)ids[at + k] * row, row);
+    CORE_TRY(cuda_check(be,
+                        cudaMemcpyAsync((char *)dst + (size_t)at * row, to, (size_t)count * row,
+                                        cudaMemcpyHostToDevice, c->stream),
+                        "copying rows to the device"));
+    CORE_TRY(staging_used(be, i));
+  }
+  return WAN_OK;
+}
+
+/* Through pinned memory where that pays: the driver's own way for pageable memory is one thread's copy. */
+wan_status cuda_download(backend *be, void *host, const void *src, size_t bytes) {
+  enum { SMALL = 1 << 20 };
+  cuda_state *c = cuda_of(be);
+  if (bytes <= SMALL) {
+    if (bytes)
+      CORE_TRY(cuda_check(be, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, c->stream),
+                          "copying from the device"));
+    return cuda_sync(be);
+  }
+  for (size_t at = 0; at < bytes; at += DEVICE_STAGING_BYTES) {
+    size_t n = bytes - at < DEVICE_STAGING_BYTES ? bytes - at : DEVICE_STAGING_BYTES;
+    int i = 0;
+    CORE_TRY(staging_take(be, &i));
+    CORE_TRY(cuda_check(
+        be, cudaMemcpyAsync(c->staging[i], (const char *)src + at, n, cudaMemcpyDeviceToHost, c->stream),
+        "copying from the device"));
+    CORE_TRY(staging_used(be, i));
+    CORE_TRY(cuda_sync(be));
+    copy_host((char *)host + at, c->staging[i], n);
   }
   return WAN_OK;
 }

@@ -153,20 +153,14 @@ wan_status cuda_embed(backend *be, const weight *table, const int32_t *ids, tens
   const int64_t n = out.dim[0], c = out.dim[1];
   const size_t row = (size_t)c * dtype_size(table->type), bytes = (size_t)n * row;
   if (!bytes) return WAN_OK;
-  char *host = core_alloc(be->ctx, bytes);
-  void *raw = host ? cuda_mem_alloc(be, bytes) : NULL;
-  wan_status s = host && raw ? WAN_OK : WAN_ERR_MEMORY;
-  if (s == WAN_OK) {
-    for (int64_t i = 0; i < n; i++)
-      memcpy(host + (size_t)i * row, (const char *)table->data + (size_t)ids[i] * row, row);
-    s = cuda_upload(be, raw, host, bytes);
-  }
+  void *raw = cuda_mem_alloc(be, bytes);
+  if (!raw) return WAN_ERR_MEMORY;
+  wan_status s = cuda_upload_rows(be, raw, table->data, row, ids, n);
   if (s == WAN_OK) {
     k_convert(stream_of(be), (k_data){raw, cuda_type(table->type)}, cuda_data(out), n * c);
     s = cuda_launched(be, "embed");
   }
   cuda_mem_free(be, raw, bytes);
-  core_free(be->ctx, host);
   return s;
 }
 

@@ -185,6 +185,7 @@ static const backend_ops ref_ops = {
     .weight_load = weight_load,
     .weight_unload = weight_unload,
     .linear = ref_linear,
+    .linear_add = ref_linear_add,
     .ada_norm = ref_ada_norm,
     .layer_norm = ref_layer_norm,
     .rms_norm = ref_rms_norm,

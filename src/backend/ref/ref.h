@@ -24,6 +24,7 @@ double ref_vector(const weight *w, int64_t i);
 
 /* ref_transformer.c */
 wan_status ref_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
+wan_status ref_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum);
 wan_status ref_ada_norm(backend *be, tensor x, tensor mod, const token_rows *rows, int shift, int scale,
                         float eps, tensor out);
 wan_status ref_layer_norm(backend *be, tensor x, const weight *gamma, const weight *beta, float eps,

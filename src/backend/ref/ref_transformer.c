@@ -4,7 +4,8 @@
 
 #include <math.h>
 
-wan_status ref_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
+static wan_status product(backend *be, tensor x, const weight *w, const weight *bias, op_act act, bool add,
+                          tensor out) {
   int64_t rows = tensor_rows(&x), k = tensor_cols(&x), n = tensor_cols(&out);
   double *in = ref_scratch(be, k);
   if (!in) return WAN_ERR_MEMORY;
@@ -12,12 +13,20 @@ wan_status ref_linear(backend *be, tensor x, const weight *w, const weight *bias
     ref_read_row(x, r, in);
     for (int64_t o = 0; o < n; o++) {
       const char *w_row = (const char *)w->data + (size_t)(o * k) * dtype_size(w->type);
-      double y = ref_dot(in, w->type, w_row, k) + ref_vector(bias, o);
-      ref_set(out, r * n + o, ref_activate(act, y));
+      double y = ref_activate(act, ref_dot(in, w->type, w_row, k) + ref_vector(bias, o));
+      ref_set(out, r * n + o, add ? y + ref_get(out.type, out.data, r * n + o) : y);
     }
   }
   core_free(be->ctx, in);
   return WAN_OK;
+}
+
+wan_status ref_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
+  return product(be, x, w, bias, act, false, out);
+}
+
+wan_status ref_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum) {
+  return product(be, x, w, bias, ACT_NONE, true, sum);
 }
 
 /* ---- Norms ---- */

@@ -39,12 +39,27 @@ template <int D, bool BIASED> __global__ void __launch_bounds__(BLOCK) flash(k_f
              *v = (const bf16 *)f.v + h * f.d;
   const int64_t tiles = (f.lk + KEYS - 1) / KEYS;
   const float log2e = 1.4426950408889634f, scale = f.scale * log2e;
-  const float *rel = BIASED && f.rel_bias ? f.rel_bias + h * (f.lq + f.lk - 1) + f.lq - 1 : nullptr;
+  /* The biases of a tile by key - query, and by key; the latter with what hides keys that don't exist. */
+  __shared__ float rel[2][BIASED ? QUERIES + KEYS : 1], bias[2][BIASED ? KEYS : 1];
+  auto load_biases = [&](int64_t t) {
+    if (!BIASED) return;
+    const int to = (int)(t & 1);
+    for (int i = threadIdx.x; i < QUERIES + KEYS; i += BLOCK) {
+      const int64_t at = t * KEYS - q0 - (QUERIES - 1) + i + f.lq - 1;
+      const bool real = f.rel_bias && at >= 0 && at < f.lq + f.lk - 1;
+      rel[to][i] = real ? f.rel_bias[h * (f.lq + f.lk - 1) + at] * log2e : 0.0f;
+    }
+    for (int i = threadIdx.x; i < KEYS; i += BLOCK) {
+      const int64_t key = t * KEYS + i;
+      bias[to][i] = key >= f.lk ? -INFINITY : f.key_bias ? f.key_bias[key] * log2e : 0.0f;
+    }
+  };
 
   load_tile<D>(q_at, q, q0, f.lq, ld, f.d);
   load_tile<D>(kv_at, k, 0, f.lk, ld, f.d);
   load_tile<D>(kv_at + TILE_BYTES, v, 0, f.lk, ld, f.d);
   copies_commit();
+  load_biases(0);
 
   unsigned qf[STEPS][4];
   float acc[OUT_BLOCKS][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
@@ -55,6 +70,7 @@ template <int D, bool BIASED> __global__ void __launch_bounds__(BLOCK) flash(k_f
       load_tile<D>(next, k, (t + 1) * KEYS, f.lk, ld, f.d);
       load_tile<D>(next + TILE_BYTES, v, (t + 1) * KEYS, f.lk, ld, f.d);
       copies_commit();
+      load_biases(t + 1);
       copies_wait<1>();
     } else {
       copies_wait<0>();
@@ -83,14 +99,10 @@ template <int D, bool BIASED> __global__ void __launch_bounds__(BLOCK) flash(k_f
     for (int n = 0; n < KEY_BLOCKS; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        int64_t key = t * KEYS + n * 8 + 2 * (lane % 4) + e % 2;
+        const int key = n * 8 + 2 * (lane % 4) + e % 2, query = warp * 16 + lane / 4 + 8 * (e / 2);
         float x = score[n][e] * scale;
-        if (BIASED && key < f.lk) {
-          int64_t query = q0 + warp * 16 + lane / 4 + 8 * (e / 2);
-          if (f.key_bias) x += f.key_bias[key] * log2e;
-          if (rel && query < f.lq) x += rel[key - query] * log2e;
-        }
-        if (key >= f.lk) x = -INFINITY;
+        if (BIASED) x += rel[t & 1][key - query + QUERIES - 1] + bias[t & 1][key];
+        if (!BIASED && t * KEYS + key >= f.lk) x = -INFINITY;
         score[n][e] = x;
         largest[e / 2] = fmaxf(largest[e / 2], x);
       }

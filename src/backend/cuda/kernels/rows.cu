@@ -13,7 +13,8 @@ namespace {
 
 enum { BLOCK = 128 };
 
-/* ---- What is done with the standardised value: at(row).apply(first column, values) ---- */
+/* ---- What is done with the standardised value: at(row, a thread's first column).apply(column, values) ----
+ */
 
 struct ada {
   static constexpr bool centred = true;
@@ -26,7 +27,7 @@ struct ada {
       for (int j = 0; j < N; j++) v[j] = v[j] * (1.0f + mul[col + j]) + add[col + j];
     }
   };
-  __device__ in_row at(int64_t row) const {
+  template <int STEP> __device__ in_row at(int64_t row, int) const {
     return {mod_entry(m, row, shift, c), mod_entry(m, row, scale, c)};
   }
 };
@@ -38,7 +39,7 @@ struct layer {
 #pragma unroll
     for (int j = 0; j < N; j++) v[j] = v[j] * gamma[col + j] + beta[col + j];
   }
-  __device__ layer at(int64_t) const {
+  template <int STEP> __device__ layer at(int64_t, int) const {
     return *this;
   }
 };
@@ -50,7 +51,7 @@ struct rms {
 #pragma unroll
     for (int j = 0; j < N; j++) v[j] = v[j] * gamma[col + j];
   }
-  __device__ rms at(int64_t) const {
+  template <int STEP> __device__ rms at(int64_t, int) const {
     return *this;
   }
 };
@@ -58,22 +59,39 @@ struct rms {
 struct rms_rope {
   static constexpr bool centred = false;
   const float *gamma;
-  const float2 *rope; /* of the row */
+  const float2 *rope;
   int pairs;
-  template <int N> __device__ void apply(int col, float *v) const {
-    static_assert(N % 2 == 0, "pairs stay together");
-    int p = rope ? col / 2 % pairs : 0;
+  /* A head's rotations come again every `pairs` pairs: where that divides the distance between a thread's
+   * groups of columns, it needs 4 of them, which are on their way while the row is summed up. */
+  struct in_row {
+    const float *gamma;
+    const float2 *rope; /* of the row, or NULL */
+    int pairs;
+    bool same;
+    float2 turn[VEC / 2];
+    template <int N> __device__ void apply(int col, float *v) const {
+      static_assert(N % 2 == 0, "pairs stay together");
+      int p = rope && !same ? col / 2 % pairs : 0;
 #pragma unroll
-    for (int j = 0; j < N; j += 2) {
-      float a = v[j] * gamma[col + j], b = v[j + 1] * gamma[col + j + 1];
-      float2 turn = rope ? rope[p] : make_float2(1, 0);
-      v[j] = a * turn.x - b * turn.y;
-      v[j + 1] = a * turn.y + b * turn.x;
+      for (int j = 0; j < N; j += 2) {
+        float a = v[j] * gamma[col + j], b = v[j + 1] * gamma[col + j + 1];
+        float2 t = same ? turn[j / 2] : rope ? rope[p] : make_float2(1, 0);
+        v[j] = a * t.x - b * t.y;
+        v[j + 1] = a * t.y + b * t.x;
+        if (++p == pairs) p = 0;
+      }
+    }
+  };
+  template <int STEP> __device__ in_row at(int64_t row, int col) const {
+    in_row r = {gamma, rope ? rope + row * pairs : nullptr, pairs, rope && STEP && STEP / 2 % pairs == 0, {}};
+    if (!r.same) return r;
+    int p = col / 2 % pairs;
+#pragma unroll
+    for (int i = 0; i < VEC / 2; i++) {
+      r.turn[i] = r.rope[p];
       if (++p == pairs) p = 0;
     }
-  }
-  __device__ rms_rope at(int64_t row) const {
-    return {gamma, rope ? rope + row * pairs : nullptr, pairs};
+    return r;
   }
 };
 
@@ -85,7 +103,7 @@ struct channel {
 #pragma unroll
     for (int j = 0; j < N; j++) v[j] = activate(act, v[j] * gamma[col + j]);
   }
-  __device__ channel at(int64_t) const {
+  template <int STEP> __device__ channel at(int64_t, int) const {
     return *this;
   }
 };
@@ -233,14 +251,15 @@ __global__ void __launch_bounds__(BLOCK)
   float v[CHUNKS][VEC] = {};
   raw8<In> in[CHUNKS];
   each([&](int k, int col) { in[k].load(x + row * c + col); });
+  const auto in_row = op.template at<GROUP * VEC>(row, lane * VEC);
   if constexpr (Add::adds) {
     typename Add::raw more[CHUNKS];
-    const auto in_row = add.at(row);
+    const auto sum = add.at(row);
     bool bad = false;
     each([&](int k, int col) { more[k].load(add.y + row * c + col); });
     each([&](int k, int col) {
       in[k].widen(v[k]);
-      bad |= in_row.apply(more[k], col, v[k]);
+      bad |= sum.apply(more[k], col, v[k]);
     });
     if (bad && add.watch) *add.watch = 1; /* every writer writes the same */
   } else {
@@ -259,7 +278,6 @@ __global__ void __launch_bounds__(BLOCK)
       for (int j = 0; j < VEC; j++) s.x += v[k][j] * v[k][j];
     scale = factor(op, group_sum<GROUP>(s).x / (float)c, eps, c);
   }
-  const auto in_row = op.at(row);
   each([&](int k, int col) {
 #pragma unroll
     for (int j = 0; j < VEC; j++) v[k][j] = (v[k][j] - mean) * scale;
@@ -274,7 +292,7 @@ __global__ void __launch_bounds__(BLOCK)
 template <class Row> __device__ __forceinline__ void last(const Row &row, int i, float *v) {
   row.template apply<1>(i, v);
 }
-__device__ __forceinline__ void last(const rms_rope &, int, float *) {}
+__device__ __forceinline__ void last(const rms_rope::in_row &, int, float *) {}
 
 template <class In, class Out, class Op>
 __global__ void __launch_bounds__(BLOCK) rows_plain(const In *x, Out *out, int c, float eps, Op op) {
@@ -296,7 +314,7 @@ __global__ void __launch_bounds__(BLOCK) rows_plain(const In *x, Out *out, int c
   s = group_sum<BLOCK>(s);
   float off = Op::centred ? s.x / (float)c : 0, square = s.y / (float)c - off * off;
   float scale = factor(op, fmaxf(square, 0.0f), eps, c);
-  const auto in_row = op.at(row);
+  const auto in_row = op.template at<0>(row, 0);
   for (int i = threadIdx.x * 2; i < c; i += 2 * BLOCK) { /* two by two: rotations work on pairs */
     float v[2] = {(to_f32(x[i]) - mean - off) * scale, 0};
     if (i + 1 < c) {
