@@ -92,6 +92,13 @@ typedef struct residual_add {
   tensor watch; /* I32 [1] or null: becomes 1 when a sum is not finite */
 } residual_add;
 
+/* A buffer for results that the host reads while later operations run, see backend_fetch_open(). */
+typedef struct backend_fetch {
+  void *host; /* what was fetched, once backend_fetch_end() has returned */
+  size_t bytes;
+  void *impl; /* the backend's own */
+} backend_fetch;
+
 /* The table. Every function gets checked arguments: shapes agree, dtypes are allowed, outputs are
  * allocated and do not overlap inputs unless said. Returns WAN_OK or a status with its message. */
 typedef struct backend_ops {
@@ -110,6 +117,13 @@ typedef struct backend_ops {
   void (*mem_trim)(backend *be);
   wan_status (*upload)(backend *be, void *dst, const void *host, size_t bytes);
   wan_status (*download)(backend *be, void *host, const void *src, size_t bytes);
+  /* Downloads behind the host's back: all four, or NULL where a download is as good. open fills host and impl
+   * for f->bytes; begin may return before the copy is made, and src may change after it by later operations.
+   */
+  wan_status (*fetch_open)(backend *be, backend_fetch *f);
+  void (*fetch_close)(backend *be, backend_fetch *f);
+  wan_status (*fetch_begin)(backend *be, backend_fetch *f, const void *src, size_t bytes);
+  wan_status (*fetch_end)(backend *be, backend_fetch *f);
   wan_status (*copy)(backend *be, void *dst, const void *src, size_t bytes);
   wan_status (*zero)(backend *be, void *dst, size_t bytes);
   wan_status (*sync)(backend *be);
@@ -228,6 +242,15 @@ void tensor_free(backend *be, tensor *t); /* t becomes the null tensor; null ten
 void tensor_upload(backend *be, tensor dst, const void *host); /* host data in dst's dtype and layout */
 void tensor_download(backend *be, void *host, tensor src);     /* waits until the data is there */
 void tensor_copy(backend *be, tensor dst, tensor src);         /* same dtype and count */
+
+/* Read results without waiting for them: begin issues the copy in order with the operations, end waits until
+ * it is made. In between the host may issue what comes next. */
+wan_status backend_fetch_open(backend *be, size_t bytes, backend_fetch *f);
+void backend_fetch_close(backend *be, backend_fetch *f); /* also of a zeroed one */
+wan_status backend_fetch_begin(backend *be, backend_fetch *f, tensor src);
+wan_status backend_fetch_end(backend *be, backend_fetch *f);
+bool backend_fetches_behind(const backend *be); /* false: begin waits already */
+
 void tensor_zero(backend *be, tensor dst);
 
 /* Load / unload one weight (see struct weight). Loading a loaded weight is a no-op. */

@@ -1,5 +1,7 @@
-/* decode.c: the VAE decodes one latent frame at a time into four pixel frames; each is rounded to 8 bits on
- * the backend, fetched, and handed on. The video encoder works on a thread of its own meanwhile. */
+/* decode.c: the VAE decodes one latent frame at a time into four pixel frames, which are rounded to 8 bits on
+ * the backend, fetched, and handed on. Three things go on at once where the backend works behind the host: it
+ * decodes the next latent frame, this thread hands on the frames before, and a thread of the video encoder
+ * compresses those before them. */
 #include "pipeline/decode.h"
 
 #include <string.h>
@@ -7,32 +9,56 @@
 
 #include "vae/vae.h"
 
+enum { FETCHES = 2 }; /* one is filled while the other is handed on */
+
 typedef struct decoding {
   backend *be;
   vae *vae;
   vae_decoder *decoder;
-  uint8_t *rgb; /* host, the frames of one push */
-  int frames;   /* handed on so far */
+  int fetches;                  /* in use: one where nothing goes on behind the host */
+  backend_fetch fetch[FETCHES]; /* of the frames of one latent frame, U8 [n, H, W, 3] */
+  tensor pending[FETCHES];      /* what is in there or on its way; without data */
+  int frames;                   /* handed on so far */
   frame_sink sink;
   void *user;
 } decoding;
 
-static wan_status push(decoding *d, tensor latent) {
+/* Issue the work on a latent frame. */
+static wan_status begin(decoding *d, int slot, tensor latent) {
   backend *be = d->be;
   scope_mark mark = scope_begin(be);
-  tensor frames, bytes = {0};
+  tensor frames;
   wan_status s = vae_decoder_push(d->decoder, latent, &frames);
   if (s == WAN_OK) {
-    bytes = op_to_u8(be, frames); /* [n, H, W, 3] */
-    tensor_download(be, d->rgb, bytes);
-    s = backend_status(be);
+    d->pending[slot] = op_to_u8(be, frames);
+    s = backend_fetch_begin(be, &d->fetch[slot], d->pending[slot]);
   }
   scope_end(be, mark);
-  CORE_TRY(s);
-  int height = (int)bytes.dim[1], width = (int)bytes.dim[2];
-  for (int64_t i = 0; i < bytes.dim[0]; i++) {
-    CORE_TRY(d->sink(d->user, d->frames++, width, height, d->rgb + (size_t)(i * height * width) * 3));
-    CORE_TRY(core_check_cancel(be->ctx));
+  return s;
+}
+
+/* Wait for its frames and hand them on. */
+static wan_status end(decoding *d, int slot) {
+  const tensor *t = &d->pending[slot];
+  const int64_t count = t->dim[0], height = t->dim[1], width = t->dim[2];
+  CORE_TRY(backend_fetch_end(d->be, &d->fetch[slot]));
+  const uint8_t *rgb = d->fetch[slot].host;
+  for (int64_t i = 0; i < count; i++) {
+    CORE_TRY(d->sink(d->user, d->frames++, (int)width, (int)height, rgb + i * height * width * 3));
+    CORE_TRY(core_check_cancel(d->be->ctx));
+  }
+  return WAN_OK;
+}
+
+/* A backend that works behind the host is given the next latent frame before the last one's frames are taken.
+ */
+static wan_status run(decoding *d, tensor x, run_progress *progress) {
+  const int behind = d->fetches - 1;
+  for (int64_t t = 0; t < x.dim[0] + behind; t++) {
+    if (t < x.dim[0]) CORE_TRY(begin(d, (int)(t % d->fetches), tensor_slice(x, t, 1)));
+    if (t < behind) continue;
+    CORE_TRY(end(d, (int)((t - behind) % d->fetches)));
+    if (progress) progress_at(progress, (int)(t - behind) + 1, 0);
   }
   return WAN_OK;
 }
@@ -40,17 +66,15 @@ static wan_status push(decoding *d, tensor latent) {
 wan_status decode_frames(backend *be, const char *vae_path, uint64_t keep_bytes, tensor x,
                          run_progress *progress, frame_sink sink, void *user) {
   decoding d = {.be = be, .sink = sink, .user = user};
+  d.fetches = backend_fetches_behind(be) ? FETCHES : 1;
   CORE_TRY(vae_open(be, vae_path, keep_bytes, &d.vae));
   vae_info info = vae_get_info(d.vae);
   size_t pixels = (size_t)(x.dim[1] * x.dim[2]) * (size_t)info.spatial_stride * (size_t)info.spatial_stride;
   wan_status s = vae_decoder_open(d.vae, x.dim[1], x.dim[2], &d.decoder);
-  if (s == WAN_OK && !(d.rgb = core_alloc(be->ctx, pixels * 3 * (size_t)info.temporal_stride)))
-    s = WAN_ERR_MEMORY;
-  for (int64_t t = 0; t < x.dim[0] && s == WAN_OK; t++) {
-    s = push(&d, tensor_slice(x, t, 1));
-    if (progress && s == WAN_OK) progress_at(progress, (int)t + 1, 0);
-  }
-  core_free(be->ctx, d.rgb);
+  for (int i = 0; i < d.fetches && s == WAN_OK; i++)
+    s = backend_fetch_open(be, pixels * 3 * (size_t)info.temporal_stride, &d.fetch[i]);
+  if (s == WAN_OK) s = run(&d, x, progress);
+  for (int i = 0; i < FETCHES; i++) backend_fetch_close(be, &d.fetch[i]);
   if (d.decoder) vae_decoder_close(d.decoder);
   vae_close(d.vae);
   return s;
