@@ -77,7 +77,7 @@ def line(case, own, peers):
     cells = [case[1], figure(own), "; ".join(f"{k} {figure(v)}" for k, v in peers.items())]
     both = best and "seconds" in own
     cells.append(f"{own['seconds'] / good[best]['seconds']:.2f}" if both else "")
-    cells.append(f"{own['memory_peak'] / 1e9:.1f} GB" if "seconds" in own else "")
+    cells.append(f"{own['device_memory_peak'] / 1e9:.1f} GB" if "seconds" in own else "")
     cells.append(f"{good[best]['rss_peak_bytes'] / 1e9:.1f} GB" if best else "")
     return "| " + " | ".join(cells) + " |"
 

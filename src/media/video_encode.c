@@ -4,7 +4,7 @@
  * shows the colours that went in. (The original writer converts with BT.601 and leaves the stream
  * untagged, which players take for BT.709 in HD.)
  * The same frames give the same bytes: fixed thread counts, and FFmpeg's bit-exact mode, which leaves out
- * version strings and dates.
+ * version strings and dates. (Not of pictures smaller than 128x128: there x264 depends on what is in memory.)
  * FFmpeg logs to stderr by default and libraries must not print; its log level is process-wide, so it is
  * lowered only where it still has the default value: a program that set its own keeps it.
  */
@@ -120,7 +120,6 @@ static void set_codec_options(av_encoder *e, const encoder_choice *choice) {
     return;
   }
   av_opt_set_int(c->priv_data, "crf", e->crf >= 0 ? e->crf : choice->crf, 0);
-  if (e->format == VIDEO_MP4) av_opt_set(c->priv_data, "x264-params", "sync-lookahead=0", 0);
   if (e->format != VIDEO_WEBM) return;
   av_opt_set_int(c->priv_data, "cpu-used", 4, 0); /* of 0..8; twice the speed of the default */
   av_opt_set_int(c->priv_data, "row-mt", 1, 0);
