@@ -44,6 +44,7 @@ typedef struct weight {
   size_t data_bytes;  /* bytes the backend holds for it: 0 when used in place */
   size_t place_bytes; /* bytes of the mapping in use while used in place; counted like held memory */
   void *impl;         /* backend's own extra (a packed descriptor), freed by unload */
+  int loads;          /* how often a backend that copies has loaded it */
 } weight;
 
 /* ---- A backend instance ---- */
@@ -111,8 +112,9 @@ typedef struct backend_ops {
    * could still give, ignoring the context's limit; ... */
   uint64_t (*mem_available)(backend *be);
   /* ... take all that a run will need at its peak (as the device account counts), so that nobody else can, or
-   * with 0 give back what is not in use; ... */
-  wan_status (*mem_reserve)(backend *be, uint64_t bytes);
+   * with 0 give back what is not in use, and say how many bytes of host memory may be pinned for streaming;
+   * ... */
+  wan_status (*mem_reserve)(backend *be, uint64_t bytes, uint64_t host);
   /* ... and between stages let go of what was kept for more of the same. */
   void (*mem_trim)(backend *be);
   wan_status (*upload)(backend *be, void *dst, const void *host, size_t bytes);
@@ -136,6 +138,8 @@ typedef struct backend_ops {
   void (*weight_prefetch)(backend *be, weight *w);
   /* Bytes that the loaded form takes (data_bytes). May be NULL: f32 or the act dtype, as the role says. */
   size_t (*weight_bytes)(backend *be, const weight *w);
+  /* May be NULL. The weight's source goes away: let go of whatever refers to it. */
+  void (*weight_forget)(backend *be, weight *w);
 
   wan_status (*linear)(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
   wan_status (*linear_add)(backend *be, tensor x, const weight *w, const weight *bias, tensor sum);
@@ -256,10 +260,13 @@ void tensor_zero(backend *be, tensor dst);
 /* Load / unload one weight (see struct weight). Loading a loaded weight is a no-op. */
 wan_status backend_weight_load(backend *be, weight *w);
 void backend_weight_unload(backend *be, weight *w);
+/* Unload, and forget the source, which may then go away. */
+void backend_weight_forget(backend *be, weight *w);
 /* What a loaded weight takes of the backend's memory. */
 size_t backend_weight_bytes(backend *be, const weight *w);
-/* Take a run's whole memory at its start, give it back with 0; a no-op where the host's memory is used. */
-wan_status backend_reserve(backend *be, uint64_t bytes);
+/* Take a run's whole memory at its start, and allow `host` bytes of host memory to be pinned for streamed
+ * weights; give all back with 0; a no-op where the host's memory is used. */
+wan_status backend_reserve(backend *be, uint64_t bytes, uint64_t host);
 /* Start to load a weight that will be needed soon, where the backend works behind the host. */
 void backend_weight_prefetch(backend *be, weight *w);
 

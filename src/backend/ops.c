@@ -194,8 +194,8 @@ size_t backend_weight_bytes(backend *be, const weight *w) {
   return (size_t)tensor_count(&w->src) * dtype_size(wide ? DT_F32 : be->act);
 }
 
-wan_status backend_reserve(backend *be, uint64_t bytes) {
-  return be->ops->mem_reserve ? be->ops->mem_reserve(be, bytes) : WAN_OK;
+wan_status backend_reserve(backend *be, uint64_t bytes, uint64_t host) {
+  return be->ops->mem_reserve ? be->ops->mem_reserve(be, bytes, host) : WAN_OK;
 }
 
 void backend_weight_unload(backend *be, weight *w) {
@@ -205,6 +205,11 @@ void backend_weight_unload(backend *be, weight *w) {
   w->impl = NULL;
   w->type = DT_NONE;
   w->data_bytes = w->place_bytes = 0;
+}
+
+void backend_weight_forget(backend *be, weight *w) {
+  backend_weight_unload(be, w);
+  if (be->ops->weight_forget) be->ops->weight_forget(be, w);
 }
 
 /* ---- Transformer operations ---- */

@@ -248,8 +248,7 @@ static wan_status run_blocks(dit *d, int n, stream *s, tensor e0, const token_ro
       block_forward(d, layer, &s[i], mod, rows, text[i]);
       s[i].add.watch = tensor_slice(watch, layer, 1);
       dit_block *next = &d->blocks[(layer + 1) % d->config.layers]; // after the last, the next pass's first
-      if (next->mode == RESIDENCY_STREAM)
-        weight_group_load_ahead(be, &next->group); // while this one computes
+      weight_group_load_ahead(be, &next->group, next->mode);        // while this one computes
     }
     weight_group_release(be, &b->group, b->mode);
     if (backend_pace(be)) return be->failed;

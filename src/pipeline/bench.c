@@ -241,8 +241,12 @@ static wan_status measure(bench *b, const char *name, const bench_work *w, bench
     return WAN_OK;
   }
   scope_trim(b->be);
+  const run_cost all = {.streamed = {cost.streamed}, .resident = {cost.resident}};
+  CORE_TRY(plan_reserve(b->be, &all));
   core_mem_reset_peak(b->ctx);
-  CORE_TRY(bench_work_run(b->be, w, keep, b->runs, times));
+  wan_status s = bench_work_run(b->be, w, keep, b->runs, times);
+  backend_reserve(b->be, 0, 0);
+  CORE_TRY(s);
   set_times(&row, times->seconds, b->runs);
   row.memory_peak = core_mem_peak(b->ctx);
   row.device_memory_peak = core_device_peak(b->ctx);

@@ -41,17 +41,6 @@ static int64_t resumed_seed(generation *g, const wan_generate_params *p) {
   return checkpoint_seed(g->m->ctx, p->checkpoint_path);
 }
 
-/* Take what the stages will need at most, so that no other program can while they run. */
-static wan_status reserve(generation *g) {
-  uint64_t most = 0;
-  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
-    const run_cost *c = &g->cost;
-    uint64_t peak = c->resident[i] <= g->budget ? c->resident[i] : g->budget;
-    if (peak > most) most = peak;
-  }
-  return backend_reserve(g->m->be, most);
-}
-
 /* A latent to decode brings its own size. */
 static wan_status load_latent(generation *g) {
   wan_model *m = g->m;
@@ -78,7 +67,7 @@ static wan_status prepare(generation *g) {
   CORE_TRY(settings_to_json(m, &g->s, &g->json));
   g->budget = memory_budget(m->be);
   CORE_TRY(plan_fits(m, &g->s, &g->cost));
-  CORE_TRY(reserve(g));
+  CORE_TRY(plan_reserve(m->be, &g->cost));
   progress_start(&g->progress, m->ctx, g->p->progress, g->p->user, g->cost.work);
   return WAN_OK;
 }
@@ -190,7 +179,7 @@ wan_status generate_run(wan_model *m, const wan_generate_params *params, wan_gen
   for (int i = 0; i < 2; i++) core_free(m->ctx, g.d.context[i].data);
   denoiser_free(&g.d);
   scope_trim(m->be);
-  backend_reserve(m->be, 0);
+  backend_reserve(m->be, 0, 0);
   core_free(m->ctx, g.json);
   settings_free(m->ctx, &g.s);
   return s;

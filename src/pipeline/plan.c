@@ -317,9 +317,26 @@ uint64_t memory_budget(backend *be) {
   return be->host_memory ? host_budget(be->ctx) : device_budget(be);
 }
 
+/* All that a limit leaves; without one half of what is available, for others run here, too. */
+uint64_t cost_pin_room(const run_cost *c, const core_ctx *ctx) {
+  uint64_t most = 0, budget = host_budget(ctx);
+  for (int i = 0; i < WAN_STAGE_COUNT; i++)
+    if (c->host[i] > most) most = c->host[i];
+  if (budget <= most) return 0;
+  return (budget - most) / (ctx->mem_limit ? 1 : 2);
+}
+
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget) {
   if (c->resident[stage] <= budget) return UINT64_MAX;
   return budget > c->streamed[stage] ? budget - c->streamed[stage] : 0;
+}
+
+/* Of the weights that are streamed again and again. */
+static uint64_t pinned(const run_cost *c, wan_stage stage, uint64_t keep, const core_ctx *ctx) {
+  if (stage != WAN_STAGE_DENOISE && stage != WAN_STAGE_DECODE) return 0;
+  const uint64_t room = cost_pin_room(c, ctx),
+                 streamed = c->weights[stage] > keep ? c->weights[stage] - keep : 0;
+  return streamed < room ? streamed : room;
 }
 
 wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out) {
@@ -342,7 +359,7 @@ wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out) {
     int *blocks = stage == WAN_STAGE_DENOISE ? &out->blocks_resident : NULL;
     CORE_TRY(cost_peak(m, s, stage, keep, &peak, blocks, &out->seconds[i]));
     out->flops[i] = c.flops[i];
-    out->memory_peak[i] = be->host_memory ? peak : c.host[i];
+    out->memory_peak[i] = be->host_memory ? peak : c.host[i] + pinned(&c, stage, keep, m->ctx);
     out->device_memory_peak[i] = be->host_memory ? 0 : peak;
     out->weights[i] = c.weights[i];
     out->resident[i] = keep < c.weights[i] ? keep : c.weights[i];

@@ -27,11 +27,16 @@ uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget);
 /* Bytes the engine may hold of the memory that the backend works in: the context's limit, or what is
  * available there less a reserve. */
 uint64_t memory_budget(backend *be);
-/* The same of host memory. */
+/* Bytes of host memory that may be pinned for streamed weights, beside what the run needs. */
+uint64_t cost_pin_room(const run_cost *c, const core_ctx *ctx);
+/* As memory_budget(), of host memory. */
 uint64_t host_budget(const core_ctx *ctx);
 /* WAN_OK, or WAN_ERR_MEMORY with a message that says what is short and the smallest changes that would make
  * the run fit (plan_fit.c). */
 wan_status plan_fits(wan_model *m, const run_settings *s, const run_cost *cost);
+/* Take what the stages will need at most, so that no other program can while they run. Give back with
+ * backend_reserve(be, 0, 0). */
+wan_status plan_reserve(backend *be, const run_cost *cost);
 /* Times samples of the run's operations, which takes some seconds the first time. */
 wan_status plan_make(wan_model *m, const run_settings *s, wan_plan *out);
 

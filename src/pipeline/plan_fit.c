@@ -142,3 +142,12 @@ wan_status plan_fits(wan_model *m, const run_settings *s, const run_cost *cost) 
   explain(&q, cost, text, sizeof text);
   return core_fail(m->ctx, WAN_ERR_MEMORY, "%s", text);
 }
+
+wan_status plan_reserve(backend *be, const run_cost *cost) {
+  uint64_t most = 0, budget = memory_budget(be);
+  for (int i = 0; i < WAN_STAGE_COUNT; i++) {
+    uint64_t peak = cost->resident[i] <= budget ? cost->resident[i] : budget;
+    if (cost->streamed[i] && peak > most) most = peak;
+  }
+  return backend_reserve(be, most, cost_pin_room(cost, be->ctx));
+}

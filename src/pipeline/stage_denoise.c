@@ -64,6 +64,7 @@ static wan_status loop(stage_call *c, wan_model *m, denoise_inputs *in) {
   run_cost cost;
   CORE_TRY(cost_estimate(m, &in->s, &cost));
   d->keep_bytes = cost_keep(&cost, WAN_STAGE_DENOISE, memory_budget(c->be));
+  CORE_TRY(backend_reserve(c->be, 0, cost_pin_room(&cost, c->ctx)));
   float *host = core_alloc(c->ctx, tensor_bytes(&in->noise));
   if (!host) return WAN_ERR_MEMORY;
   tensor_download(c->be, host, in->noise);

@@ -198,7 +198,7 @@ static wan_status run_layer(umt5 *u, int i, tensor x, tensor buckets) {
   scope_mark mark = scope_begin(be);
   self_attention(u, l, x, buckets);
   feed_forward(u, l, x);
-  if (i + 1 < u->layers && u->mode == RESIDENCY_STREAM) weight_group_load_ahead(be, &u->layer[i + 1].group);
+  if (i + 1 < u->layers) weight_group_load_ahead(be, &u->layer[i + 1].group, u->mode);
   wan_status s = u->mode == RESIDENCY_STREAM ? backend_sync(be) : backend_status(be);
   scope_end(be, mark);
   weight_group_release(be, &l->group, u->mode);

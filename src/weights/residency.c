@@ -65,12 +65,20 @@ void weight_group_prefetch(backend *be, weight_group *group) {
   }
 }
 
-/* The pages stay mapped: the next pass will read them again, and clean pages cost nobody anything. */
-void weight_group_load_ahead(backend *be, weight_group *group) {
-  for (int i = 0; i < items(group); i++)
-    if (group->item[i]->role != WEIGHT_TABLE) backend_weight_prefetch(be, group->item[i]);
+/* Where the group is streamed the pages stay mapped: the next pass will read them again, and clean pages cost
+ * nobody anything. */
+void weight_group_load_ahead(backend *be, weight_group *group, residency_mode mode) {
+  for (int i = 0; i < items(group); i++) {
+    weight *w = group->item[i];
+    if (w->data || w->role == WEIGHT_TABLE) continue;
+    backend_weight_prefetch(be, w);
+    if (mode == RESIDENCY_KEEP && w->data_bytes && !be->dry) drop_pages(w);
+  }
 }
 
 void weight_group_drop(backend *be, weight_group *group) {
-  for (int i = 0; i < items(group); i++) unload(be, group->item[i]);
+  for (int i = 0; i < items(group); i++) {
+    unload(be, group->item[i]);
+    backend_weight_forget(be, group->item[i]);
+  }
 }

@@ -81,8 +81,8 @@ void weight_group_release(backend *be, weight_group *group, residency_mode mode)
 void weight_group_prefetch(backend *be, weight_group *group);
 /* Called once the operations before the group's use are issued: a device that works behind the host loads the
  * group meanwhile. Takes the group's memory from here on; a following acquire and release go as ever. */
-void weight_group_load_ahead(backend *be, weight_group *group);
-/* Unload whatever is loaded. */
+void weight_group_load_ahead(backend *be, weight_group *group, residency_mode mode);
+/* Unload whatever is loaded, for good: the files may be closed then. */
 void weight_group_drop(backend *be, weight_group *group);
 
 #endif

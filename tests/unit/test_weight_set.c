@@ -325,23 +325,23 @@ static void test_residency(void **state) {
   assert_int_not_equal(is_mapped(w[2].src.data, sizeof large), 1); /* handed back after use */
 
   c = (counter){.fail_at = -1, .copy = true};
-  weight_group_load_ahead(&be, &g); /* this backend does not work behind the host */
+  weight_group_load_ahead(&be, &g, RESIDENCY_STREAM); /* this backend does not work behind the host */
   assert_int_equal(c.loads, 0);
   const backend_ops behind = {
       .weight_load = fake_load, .weight_unload = fake_unload, .weight_prefetch = fake_prefetch};
   be.ops = &behind;
   c.fail_at = 1; /* loading the rest ahead fails; it is loaded when it is needed */
-  weight_group_load_ahead(&be, &g);
+  weight_group_load_ahead(&be, &g, RESIDENCY_STREAM);
   assert_int_equal(c.loads, 1);
   c.fail_at = -1;
   assert_int_equal(weight_group_acquire(&be, &g), WAN_OK);
   assert_int_equal(c.loads, 3);
   assert_memory_equal(w[2].data, large, sizeof large);
-  weight_group_load_ahead(&be, &g); /* all there */
+  weight_group_load_ahead(&be, &g, RESIDENCY_STREAM); /* all there */
   assert_int_equal(c.loads, 3);
   weight_group_release(&be, &g, RESIDENCY_STREAM);
   assert_int_equal(c.unloads, 3);
-  weight_group_load_ahead(&be, &g); /* and never used */
+  weight_group_load_ahead(&be, &g, RESIDENCY_STREAM); /* and never used */
   weight_group_drop(&be, &g);
   assert_int_equal(c.unloads, 6);
   assert_int_equal(core_mem_current(&ctx), before);

@@ -75,6 +75,10 @@ static wan_status choose_device(backend *be) {
                       "asking the device"));
   CORE_TRY(cuda_check(be, cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, c->device),
                       "asking the device"));
+  int pins = 0;
+  CORE_TRY(cuda_check(be, cudaDeviceGetAttribute(&pins, cudaDevAttrHostRegisterReadOnlySupported, c->device),
+                      "asking the device"));
+  c->pin_allowed = pins != 0;
   c->compute = 10 * major + minor;
   if (c->compute < COMPUTE_MIN)
     return core_fail(be->ctx, WAN_ERR_BACKEND,
@@ -166,6 +170,7 @@ static const backend_ops cuda_ops = {
     .weight_unload = cuda_weight_unload,
     .weight_prefetch = cuda_weight_prefetch,
     .weight_bytes = cuda_weight_bytes,
+    .weight_forget = cuda_weight_forget,
     .linear = cuda_linear,
     .linear_add = cuda_linear_add,
     .ada_norm = cuda_ada_norm,

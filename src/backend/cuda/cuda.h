@@ -19,6 +19,7 @@ enum { CUDA_PLANS = 512, CUDA_SPARES = 256 };
 /* A matrix product's plan: the shape it was made for, and what the library chose. */
 typedef struct linear_plan linear_plan;
 typedef struct attention_plan attention_plan;
+typedef struct cuda_pin cuda_pin;
 
 typedef struct cuda_spare {
   void *data;
@@ -48,11 +49,17 @@ typedef struct cuda_state {
   attention_plan *attention;             /* list */
   void *staging[DEVICE_STAGING_BUFFERS]; /* pinned, for weights on their way to the device */
   cudaEvent_t staging_free[DEVICE_STAGING_BUFFERS];
-  int staging_next;
-  void *tensor_map_encode; /* cuTensorMapEncodeTiled, NULL before compute capability 9.0 */
-  double *reduce;          /* device: room for reductions */
-  double *reduce_host;     /* pinned */
-  int *flag;               /* the same memory as reduce, for all_finite */
+  int staging_now;             /* the one in use */
+  size_t staging_used;         /* bytes of it */
+  cudaStream_t staging_stream; /* its contents were sent on this one */
+  cuda_pin *pin;               /* host pages that the device reads itself, see staging.c */
+  int pin_count, pin_max;
+  uint64_t pin_bytes, pin_room; /* pinned, and may be */
+  bool pin_allowed;             /* by the device */
+  void *tensor_map_encode;      /* cuTensorMapEncodeTiled, NULL before compute capability 9.0 */
+  double *reduce;               /* device: room for reductions */
+  double *reduce_host;          /* pinned */
+  int *flag;                    /* the same memory as reduce, for all_finite */
 } cuda_state;
 
 static inline cuda_state *cuda_of(backend *be) {
@@ -68,7 +75,7 @@ wan_status cuda_launched(backend *be, const char *what);
 void *cuda_mem_alloc(backend *be, size_t bytes);
 void cuda_mem_free(backend *be, void *p, size_t bytes);
 uint64_t cuda_mem_available(backend *be);
-wan_status cuda_mem_reserve(backend *be, uint64_t bytes);
+wan_status cuda_mem_reserve(backend *be, uint64_t bytes, uint64_t host);
 void cuda_mem_trim(backend *be);
 void cuda_mem_report(backend *be);
 /* Memory of weights: that of one that was unloaded before, if the size is right. */
@@ -84,8 +91,11 @@ wan_status cuda_copy(backend *be, void *dst, const void *src, size_t bytes);
 wan_status cuda_zero(backend *be, void *dst, size_t bytes);
 wan_status cuda_sync(backend *be);
 wan_status cuda_pace(backend *be);
-/* A large host buffer through pinned memory; returns when the host buffer has been read. */
-wan_status cuda_upload_staged(backend *be, void *dst, const void *host, size_t bytes);
+
+/* ---- staging.c ---- */
+/* The bytes of a weight as they are in its file. They must stay there until the weight is forgotten. */
+wan_status cuda_upload_weight(backend *be, void *dst, const weight *w);
+void cuda_weight_forget(backend *be, weight *w);
 /* Rows ids[0..n-1] of `row` bytes of a table in host memory, one after the other. */
 wan_status cuda_upload_rows(backend *be, void *dst, const void *table, size_t row, const int32_t *ids,
                             int64_t n);

@@ -122,9 +122,10 @@ void cuda_mem_trim(backend *be) {
 }
 
 /* One large piece, freed at once: the pool keeps it, and hands out parts of it. */
-wan_status cuda_mem_reserve(backend *be, uint64_t bytes) {
+wan_status cuda_mem_reserve(backend *be, uint64_t bytes, uint64_t host) {
   cuda_state *c = cuda_of(be);
   void *p = NULL;
+  c->pin_room = c->pin_allowed ? host : 0;
   squeeze(be);
   uint64_t held = core_device_current(be->ctx);
   if (bytes <= held) return WAN_OK;
@@ -209,106 +210,4 @@ wan_status cuda_pace(backend *be) {
   CORE_TRY(cuda_check(be, cudaEventRecord(c->paced[c->pace], c->stream), "recording an event"));
   c->pace = !c->pace; /* the older one; waiting for one that was never recorded returns at once */
   return cuda_check(be, cudaEventSynchronize(c->paced[c->pace]), "running on the device");
-}
-
-/* The next staging buffer, free to be written. */
-static wan_status staging_take(backend *be, int *index) {
-  cuda_state *c = cuda_of(be);
-  int i = c->staging_next;
-  c->staging_next = (i + 1) % DEVICE_STAGING_BUFFERS;
-  *index = i;
-  if (!c->staging[i]) {
-    CORE_TRY(
-        cuda_check(be, cudaMallocHost(&c->staging[i], DEVICE_STAGING_BYTES), "allocating pinned memory"));
-    core_mem_add(be->ctx, DEVICE_STAGING_BYTES);
-    return cuda_check(be, cudaEventCreateWithFlags(&c->staging_free[i], cudaEventDisableTiming),
-                      "creating an event");
-  }
-  return cuda_check(be, cudaEventSynchronize(c->staging_free[i]), "waiting for a copy");
-}
-
-static wan_status staging_used(backend *be, int i) {
-  cuda_state *c = cuda_of(be);
-  return cuda_check(be, cudaEventRecord(c->staging_free[i], c->stream), "recording an event");
-}
-
-/* Several threads fill a buffer faster than one where the source is in the page cache. */
-static void copy_host(char *to, const char *from, size_t bytes) {
-  enum { PIECE = 1 << 20 };
-  int64_t pieces = (int64_t)((bytes + PIECE - 1) / PIECE);
-#pragma omp parallel for schedule(dynamic) num_threads(8) if (pieces > 1)
-  for (int64_t i = 0; i < pieces; i++) {
-    size_t at = (size_t)i * PIECE, n = bytes - at < PIECE ? bytes - at : PIECE;
-    memcpy(to + at, from + at, n);
-  }
-}
-
-wan_status cuda_upload_staged(backend *be, void *dst, const void *host, size_t bytes) {
-  cuda_state *c = cuda_of(be);
-  for (size_t at = 0; at < bytes; at += DEVICE_STAGING_BYTES) {
-    size_t n = bytes - at < DEVICE_STAGING_BYTES ? bytes - at : DEVICE_STAGING_BYTES;
-    int i = 0;
-    CORE_TRY(staging_take(be, &i));
-    copy_host(c->staging[i], (const char *)host + at, n);
-    CORE_TRY(
-        cuda_check(be, cudaMemcpyAsync((char *)dst + at, c->staging[i], n, cudaMemcpyHostToDevice, c->stream),
-                   "copying weights to the device"));
-    CORE_TRY(staging_used(be, i));
-  }
-  return WAN_OK;
-}
-
-wan_status cuda_upload_rows(backend *be, void *dst, const void *table, size_t row, const int32_t *ids,
-                            int64_t n) {
-  cuda_state *c = cuda_of(be);
-  const int64_t fit = (int64_t)(DEVICE_STAGING_BYTES / row);
-  for (int64_t at = 0; at < n; at += fit) {
-    const int64_t count = n - at < fit ? n - at : fit;
-    int i = 0;
-    CORE_TRY(staging_take(be, &i));
-    char *to = c->staging[i];
-#pragma omp parallel for num_threads(8) if (count > 64)
-    for (int64_t k = 0; k < count; k++)
-      memcpy(to + (size_t)k * row, (const char *)table + (size_t)ids[at + k] * row, row);
-    CORE_TRY(cuda_check(be,
-                        cudaMemcpyAsync((char *)dst + (size_t)at * row, to, (size_t)count * row,
-                                        cudaMemcpyHostToDevice, c->stream),
-                        "copying rows to the device"));
-    CORE_TRY(staging_used(be, i));
-  }
-  return WAN_OK;
-}
-
-/* Through pinned memory where that pays: the driver's own way for pageable memory is one thread's copy. */
-wan_status cuda_download(backend *be, void *host, const void *src, size_t bytes) {
-  enum { SMALL = 1 << 20 };
-  cuda_state *c = cuda_of(be);
-  if (bytes <= SMALL) {
-    if (bytes)
-      CORE_TRY(cuda_check(be, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, c->stream),
-                          "copying from the device"));
-    return cuda_sync(be);
-  }
-  for (size_t at = 0; at < bytes; at += DEVICE_STAGING_BYTES) {
-    size_t n = bytes - at < DEVICE_STAGING_BYTES ? bytes - at : DEVICE_STAGING_BYTES;
-    int i = 0;
-    CORE_TRY(staging_take(be, &i));
-    CORE_TRY(cuda_check(
-        be, cudaMemcpyAsync(c->staging[i], (const char *)src + at, n, cudaMemcpyDeviceToHost, c->stream),
-        "copying from the device"));
-    CORE_TRY(staging_used(be, i));
-    CORE_TRY(cuda_sync(be));
-    copy_host((char *)host + at, c->staging[i], n);
-  }
-  return WAN_OK;
-}
-
-void cuda_staging_close(backend *be) {
-  cuda_state *c = cuda_of(be);
-  for (int i = 0; i < DEVICE_STAGING_BUFFERS; i++) {
-    if (!c->staging[i]) continue;
-    if (c->staging_free[i]) cudaEventDestroy(c->staging_free[i]);
-    cudaFreeHost(c->staging[i]);
-    core_mem_add(be->ctx, -(int64_t)DEVICE_STAGING_BYTES);
-  }
 }

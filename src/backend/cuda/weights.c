@@ -43,11 +43,11 @@ static wan_status fill(backend *be, weight *w, void *data) {
   const size_t raw_bytes = tensor_bytes(&w->src);
   bool packed = w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP;
   if (w->src.type == w->type && !packed) {
-    CORE_TRY(cuda_upload_staged(be, data, w->src.data, raw_bytes));
+    CORE_TRY(cuda_upload_weight(be, data, w));
   } else {
     void *raw = cuda_mem_alloc(be, raw_bytes);
     if (!raw) return WAN_ERR_MEMORY;
-    wan_status s = cuda_upload_staged(be, raw, w->src.data, raw_bytes);
+    wan_status s = cuda_upload_weight(be, raw, w);
     if (s == WAN_OK) s = arrange(be, w, raw, data);
     cuda_mem_free(be, raw, raw_bytes);
     CORE_TRY(s);
@@ -84,6 +84,7 @@ wan_status cuda_weight_load(backend *be, weight *w) {
   }
   w->data = data;
   w->data_bytes = bytes;
+  w->loads++;
   return WAN_OK;
 }
 
