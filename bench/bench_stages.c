@@ -312,6 +312,7 @@ int main(int argc, char **argv) {
   parse(argc, argv, &b.o);
   count_work(&b);
   must(&b, backend_open(&b.ctx, &b.o.config, &b.be));
+  must(&b, backend_reserve(b.be, 0, UINT64_MAX / 2)); /* streamed weights may be pinned */
   run_stage(&b);
   char *profile = backend_profile_text(b.be);
   if (profile) fputs(profile, stderr);

@@ -165,6 +165,7 @@ static wan_status copy_ceiling(bench *b) {
 typedef struct stage_cost {
   double flops;
   uint64_t weights, resident, streamed; /* the last two: peak bytes of the memory that the backend works in */
+  uint64_t host;                        /* peak bytes of host memory */
 } stage_cost;
 
 static wan_status count_once(bench *b, const bench_work *w, uint64_t keep, bench_times *times,
@@ -179,6 +180,7 @@ static wan_status count_once(bench *b, const bench_work *w, uint64_t keep, bench
   if (s == WAN_OK) {
     uint64_t peak = b->be->host_memory ? core_mem_peak(&seat) : core_device_peak(&seat);
     *(keep ? &out->resident : &out->streamed) = peak;
+    out->host = core_mem_peak(&seat);
     out->flops = 0;
     for (int i = 0; i < PROF_COUNT; i++) {
       /* Of the 9 taps on replicated pixels 4 are different ones. */
@@ -241,7 +243,7 @@ static wan_status measure(bench *b, const char *name, const bench_work *w, bench
     return WAN_OK;
   }
   scope_trim(b->be);
-  const run_cost all = {.streamed = {cost.streamed}, .resident = {cost.resident}};
+  const run_cost all = {.streamed = {cost.streamed}, .resident = {cost.resident}, .host = {cost.host}};
   CORE_TRY(plan_reserve(b->be, &all));
   core_mem_reset_peak(b->ctx);
   wan_status s = bench_work_run(b->be, w, keep, b->runs, times);

@@ -55,6 +55,7 @@ static bool open_session(session *s, uint64_t limit, bool plan_only, const char 
   wan_context_params_init(&p);
   p.backend = "cuda";
   p.device_limit = limit;
+  p.memory_limit = GIB; /* of the host: no more is pinned */
   p.plan_only = plan_only;
   *s = (session){0};
   if (wan_context_create(&p, &s->context) != WAN_OK) {
@@ -111,7 +112,7 @@ static void test_planned_peaks(void **state) {
       assert_true(plan.device_memory_peak[WAN_STAGE_DENOISE] > cards[i] * GIB - GIB);
     assert_true(plan.blocks_resident >= resident);
     resident = plan.blocks_resident;
-    assert_true(highest(plan.memory_peak) < GIB); /* device memory is not counted as the host's */
+    assert_true(highest(plan.memory_peak) <= GIB); /* device memory is not counted as the host's */
     close_session(&s);
   }
   assert_int_equal(resident, 30);
@@ -177,7 +178,7 @@ static void check_denoise(session *s, const wan_generate_params *p, uint64_t lim
   b.stage = "dit";
   b.width = p->width, b.height = p->height, b.frames = p->frames;
   b.repeat = 2;
-  assert_true(plan.fits);
+  assert_true(!limit || plan.device_memory_peak[WAN_STAGE_DENOISE] <= limit);
   if (wan_bench(s->context, &b, keep_row, &r) != WAN_OK) fail_msg("%s", wan_context_error(s->context));
   print_message("%d of %d blocks resident\n", plan.blocks_resident, plan.blocks);
   check_stage("denoise", plan.device_memory_peak[WAN_STAGE_DENOISE], r.device_memory_peak);

@@ -35,6 +35,7 @@ typedef struct cuda_state {
   cudaEvent_t paced[2]; /* recorded in turn by cuda_pace() */
   int pace;             /* which comes next */
   cudaMemPool_t pool;
+  uint64_t pool_planned;         /* bytes the pool is to make do with; 0: whatever comes */
   uint64_t driver_bytes;         /* the driver's share, counted in the account */
   cuda_spare spare[CUDA_SPARES]; /* memory of unloaded weights, for the next ones of the same size */
   int spare_count;

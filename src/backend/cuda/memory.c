@@ -83,18 +83,36 @@ static void *out_of_memory(backend *be, size_t size) {
   return NULL;
 }
 
-void *cuda_mem_alloc(backend *be, size_t bytes) {
+/* More than was planned, and not in use: what was freed can't be used again yet while its last users run. */
+static bool outgrown(cuda_state *c) {
+  enum { SLACK = 64 << 20 };
+  if (!c->pool_planned) return false;
+  uint64_t reserved = pool_attribute(c, cudaMemPoolAttrReservedMemCurrent);
+  return reserved > c->pool_planned && reserved > pool_attribute(c, cudaMemPoolAttrUsedMemCurrent) + SLACK;
+}
+
+/* From the pool, which is emptied first where it would have to grow although enough was freed, or can't grow.
+ */
+static cudaError_t take(backend *be, void **p, size_t size) {
   cuda_state *c = cuda_of(be);
+  cudaError_t e = cudaMallocFromPoolAsync(p, size, c->pool, c->stream);
+  bool again = e == cudaErrorMemoryAllocation;
+  if (e == cudaSuccess && outgrown(c)) {
+    cudaFreeAsync(*p, c->stream);
+    again = true;
+  }
+  if (!again) return e;
+  cudaGetLastError();
+  squeeze(be);
+  return cudaMallocFromPoolAsync(p, size, c->pool, c->stream);
+}
+
+void *cuda_mem_alloc(backend *be, size_t bytes) {
   void *p = NULL;
   const size_t size = device_round(bytes);
   if (beyond_limit(be, size)) drop_spares(be);
   if (beyond_limit(be, size)) return out_of_memory(be, size);
-  cudaError_t e = cudaMallocFromPoolAsync(&p, size, c->pool, c->stream);
-  if (e == cudaErrorMemoryAllocation) { /* what the pool keeps may be in pieces: give it back and try again */
-    cudaGetLastError();
-    squeeze(be);
-    e = cudaMallocFromPoolAsync(&p, size, c->pool, c->stream);
-  }
+  cudaError_t e = take(be, &p, size);
   if (e == cudaErrorMemoryAllocation) return out_of_memory(be, size);
   if (cuda_check(be, e, "allocating device memory") != WAN_OK) return NULL;
   core_device_add(be->ctx, (int64_t)size);
@@ -126,6 +144,7 @@ wan_status cuda_mem_reserve(backend *be, uint64_t bytes, uint64_t host) {
   cuda_state *c = cuda_of(be);
   void *p = NULL;
   c->pin_room = c->pin_allowed ? host : 0;
+  c->pool_planned = bytes > DEVICE_CONTEXT_BYTES ? bytes - DEVICE_CONTEXT_BYTES : 0;
   squeeze(be);
   uint64_t held = core_device_current(be->ctx);
   if (bytes <= held) return WAN_OK;

@@ -14,6 +14,7 @@ enum {
       8,         /* 37 GB/s from the page cache to pinned memory; 4 reach 25, 16 get into each other's way */
   PIN_AFTER = 2, /* loads: pinning costs as much as three of them */
   PIN_LEAST = 256 << 10, /* bytes: smaller ones share pages with their neighbours */
+  PIN_MARGIN = 64 << 20, /* of the limit on host memory that is left to others */
   PAGE = 4096
 };
 
@@ -75,9 +76,8 @@ static wan_status upload_staged(backend *be, char *dst, const char *host, size_t
     size_t n = bytes - at < DEVICE_STAGING_BYTES ? bytes - at : DEVICE_STAGING_BYTES;
     CORE_TRY(staging_room(be, n));
     copy_host(staging_now(c), host + at, n);
-    CORE_TRY(
-        cuda_check(be, cudaMemcpyAsync(dst + at, staging_now(c), n, cudaMemcpyHostToDevice, c->stream),
-                   "copying weights to the device"));
+    CORE_TRY(cuda_check(be, cudaMemcpyAsync(dst + at, staging_now(c), n, cudaMemcpyHostToDevice, c->stream),
+                        "copying weights to the device"));
     CORE_TRY(staging_sent(be, n));
   }
   return WAN_OK;
@@ -142,7 +142,8 @@ static const cuda_pin *pin_at(const cuda_state *c, const char *p, const char **n
 static bool pin_pages(backend *be, const char *begin, const char *end) {
   cuda_state *c = cuda_of(be);
   const size_t bytes = (size_t)(end - begin);
-  if (c->pin_bytes + bytes > c->pin_room) return false;
+  const uint64_t limit = be->ctx->mem_limit, held = core_mem_current(be->ctx);
+  if (c->pin_bytes + bytes > c->pin_room || (limit && held + bytes + PIN_MARGIN > limit)) return false;
   if (c->pin_count == c->pin_max) {
     int more = c->pin_max ? 2 * c->pin_max : 64;
     cuda_pin *list = core_realloc(be->ctx, c->pin, (size_t)more * sizeof *list);
