@@ -70,7 +70,7 @@ wan_status cpu_product(backend *be, tensor x, const weight *w, const weight *bia
   if (form && form->tiled[0])
     return tiles_product(be, x, form->tiled[0], bias ? bias->data : NULL, act, residual, out);
   int64_t M = tensor_rows(&x), K = tensor_cols(&x), N = tensor_cols(&out);
-  dtype type = w->type == DT_BF16 && s->native_bf16 ? DT_BF16 : DT_F32;
+  dtype type = w->type == DT_BF16 && w->role != WEIGHT_LINEAR_F32 && s->native_bf16 ? DT_BF16 : DT_F32;
   bool add = residual != NULL;
   if (add && residual != out.data) CORE_TRY(be->ops->copy(be, out.data, residual, tensor_bytes(&out)));
   bool direct = w->type == type && (type == DT_BF16 || out.type == DT_F32);

@@ -264,7 +264,10 @@ wan_status cpu_weight_load(backend *be, weight *w) {
   case WEIGHT_CONV_UP:
     s = load_packed(be, w, pack_up);
     break;
-  default: /* vectors, and matrices for a few rows in f32 */
+  case WEIGHT_LINEAR_F32: /* for a few rows: widened piece by piece when it is used, not kept twice as wide */
+    s = load_plain(be, w, w->src.type == DT_BF16 ? DT_BF16 : DT_F32);
+    break;
+  default: /* vectors */
     s = load_plain(be, w, DT_F32);
   }
   if (s != WAN_OK) w->type = DT_NONE;
