@@ -104,12 +104,6 @@ __device__ __forceinline__ uint64_t matrix(unsigned at, unsigned between) {
          (uint64_t)1 << 62;
 }
 
-__device__ __forceinline__ float power_of_2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /* Registers in this order: keeps the compiler from moving their uses over the wait in front. */
 template <int N> __device__ __forceinline__ void hold(float (&v)[N]) {
 #pragma unroll
@@ -285,10 +279,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
       products_wait<0>();
       hold(acc);
       if (signals) barrier_arrive(v_empty + 8 * vs, threadIdx.x % 128);
-      if (__any_sync(0xffffffffu, s.shrink[0] != 1.0f || s.shrink[1] != 1.0f)) {
 #pragma unroll
-        for (int j = 0; j < D / 2; j++) acc[j] *= s.shrink[j / 2 % 2];
-      }
+      for (int j = 0; j < D / 2; j++) acc[j] *= s.shrink[j / 2 % 2];
       pack(p, score);
     }
     const int last = (f.tiles - 1) % STAGES;
