@@ -57,6 +57,17 @@ static backend_scope_chunk *chunk_for(backend *be, size_t bytes) {
   return c;
 }
 
+wan_status scope_reserve(backend *be, size_t bytes) {
+  if (!bytes || be->top || be->chunks) return WAN_OK;
+  return chunk_for(be, bytes) ? WAN_OK : WAN_ERR_MEMORY;
+}
+
+static void note_peak(backend *be) {
+  size_t used = 0;
+  for (const backend_scope_chunk *c = be->top; c; c = c->prev) used += c->used;
+  if (used > be->scope_peak) be->scope_peak = used;
+}
+
 static tensor describe(backend *be, dtype type, int ndim, const int64_t *dim, size_t *bytes) {
   if (type == DT_NONE) type = be->act;
   tensor t = tensor_of(type, NULL, ndim, dim);
@@ -88,6 +99,7 @@ tensor tensor_new(backend *be, dtype type, int ndim, const int64_t *dim) {
   }
   t.data = be->top->data + be->top->used;
   be->top->used += bytes;
+  if (be->dry) note_peak(be);
   return t;
 }
 

@@ -196,6 +196,7 @@ struct backend {
   wan_status failed; /* sticky status */
   void *impl;        /* the backend's own state */
   backend_scope_chunk *chunks, *top; /* arena, see arena.c */
+  size_t scope_peak;                 /* most bytes in scopes, if dry */
   backend_profile *profile;          /* NULL: off */
 };
 
@@ -231,6 +232,9 @@ scope_mark scope_begin(backend *be);
 void scope_end(backend *be, scope_mark mark);
 /* Give cached arena memory back to the system; call between stages, with no scope open. */
 void scope_trim(backend *be);
+/* With no scope open and nothing cached: one piece of memory for all that scopes will hold. Where it is too
+ * small they grow as ever; where it is right, no memory lies idle between larger and smaller pieces. */
+wan_status scope_reserve(backend *be, size_t bytes);
 /* Uninitialised tensor in the current scope. */
 tensor tensor_new(backend *be, dtype type, int ndim, const int64_t *dim);
 #define TENSOR_NEW(be, type, ...)                                                     \

@@ -168,6 +168,7 @@ typedef struct stage_cost {
   double flops;
   uint64_t weights, resident, streamed; /* the last two: peak bytes of the memory that the backend works in */
   uint64_t host;                        /* peak bytes of host memory */
+  size_t scopes;                        /* bytes in scopes, reserved on a device */
 } stage_cost;
 
 static wan_status count_once(bench *b, const bench_work *w, uint64_t keep, bench_times *times,
@@ -178,8 +179,10 @@ static wan_status count_once(bench *b, const bench_work *w, uint64_t keep, bench
   const backend_config config = {.name = b->be->ops->name,
                                  .precision = b->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16};
   wan_status s = backend_open_dry(&seat, &config, &dry);
+  if (s == WAN_OK) s = scope_reserve(dry, out->scopes);
   if (s == WAN_OK) s = bench_work_run(dry, w, keep, 0, times);
   if (s == WAN_OK) {
+    if (!b->be->host_memory) out->scopes = dry->scope_peak;
     uint64_t peak = b->be->host_memory ? core_mem_peak(&seat) : core_device_peak(&seat);
     *(keep ? &out->resident : &out->streamed) = peak;
     out->host = core_mem_peak(&seat);
@@ -196,6 +199,7 @@ static wan_status count_once(bench *b, const bench_work *w, uint64_t keep, bench
 
 static wan_status count_stage(bench *b, const bench_work *w, bench_times *times, stage_cost *out) {
   *out = (stage_cost){0};
+  if (!b->be->host_memory) CORE_TRY(count_once(b, w, 0, times, out)); /* to see what scopes take */
   CORE_TRY(count_once(b, w, 0, times, out));
   return count_once(b, w, UINT64_MAX, times, out);
 }
@@ -247,6 +251,7 @@ static wan_status measure(bench *b, const char *name, const bench_work *w, bench
   scope_trim(b->be);
   const run_cost all = {.streamed = {cost.streamed}, .resident = {cost.resident}, .host = {cost.host}};
   CORE_TRY(plan_reserve(b->be, &all));
+  CORE_TRY(scope_reserve(b->be, cost.scopes));
   core_mem_reset_peak(b->ctx);
   wan_status s = bench_work_run(b->be, w, keep, b->runs, times);
   backend_reserve(b->be, 0, 0);

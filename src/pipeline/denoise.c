@@ -55,6 +55,7 @@ static wan_status use_expert(denoiser *d, int e) {
   if (d->active >= 0) {
     drop_expert(d, d->active);
     scope_trim(d->be);
+    CORE_TRY(scope_reserve(d->be, d->scopes));
   }
   CORE_TRY(open_expert(d, e));
   d->active = e;

@@ -25,6 +25,7 @@ typedef struct generation {
 
 static wan_status stage_begin(generation *g, wan_stage stage, int steps) {
   scope_trim(g->m->be);
+  CORE_TRY(scope_reserve(g->m->be, g->cost.scopes[stage]));
   progress_stage(&g->progress, stage, steps);
   return core_check_cancel(g->m->ctx); /* also of a cancellation by the receiver of this event */
 }
@@ -116,6 +117,7 @@ static wan_status denoise(generation *g) {
   d->on_estimate = g->p->preview ? preview : NULL;
   d->user = g;
   d->keep_bytes = keep_bytes(g, WAN_STAGE_DENOISE);
+  d->scopes = g->cost.scopes[WAN_STAGE_DENOISE];
   if (checkpoint && core_path_exists(checkpoint)) {
     CORE_TRY(checkpoint_load(d, checkpoint, g->json));
     core_log(g->m->ctx, WAN_LOG_NOTICE, "%s: resuming after step %d of %d", checkpoint, d->solver.done,

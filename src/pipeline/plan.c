@@ -23,11 +23,12 @@ typedef struct dry_run {
   backend *be;
 } dry_run;
 
-static wan_status dry_open(dry_run *d, const wan_model *m) {
+static wan_status dry_open(dry_run *d, const wan_model *m, size_t scopes) {
   core_ctx_init(&d->ctx);
   const backend_config config = {.name = m->be->ops->name,
                                  .precision = m->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16};
   wan_status s = backend_open_dry(&d->ctx, &config, &d->be);
+  if (s == WAN_OK) s = scope_reserve(d->be, scopes);
   return s == WAN_OK ? s : core_fail(m->ctx, s, "%s", d->ctx.message);
 }
 
@@ -66,7 +67,8 @@ typedef struct stage_cost {
   rates *rates;   /* from outside; NULL: seconds are not wanted */
   double seconds; /* loading weights included */
   uint64_t peak, host, weights;
-  int blocks; /* resident ones of the transformer */
+  int blocks;    /* resident ones of the transformer */
+  size_t scopes; /* in: what to reserve for scopes; out: what they took */
 } stage_cost;
 
 /* Add what was done since the last call of this, `times` over. A device loads weights while it computes. */
@@ -89,6 +91,7 @@ static void keep_memory(stage_cost *c, const dry_run *d, uint64_t held, uint64_t
   const bool device = !d->be->host_memory;
   c->peak = held + (device ? core_device_peak(&d->ctx) : core_mem_peak(&d->ctx) + beside);
   c->host = device ? core_mem_peak(&d->ctx) + beside : 0;
+  c->scopes = device ? d->be->scope_peak : 0;
 }
 
 /* Which tensors of a file a stage loads. */
@@ -120,7 +123,7 @@ static uint64_t loaded_bytes(const weight_set *set, const backend *be, bool (*co
 static wan_status cost_text(const wan_model *m, const run_settings *s, uint64_t keep, stage_cost *c) {
   dry_run d;
   umt5 *u = NULL;
-  CORE_TRY(dry_open(&d, m));
+  CORE_TRY(dry_open(&d, m, c->scopes));
   wan_status st = umt5_open(d.be, m->dir.part[MODEL_TEXT], keep, &u);
   float *out = NULL;
   int32_t ids[TEXT_TOKENS_GUESS] = {0};
@@ -161,7 +164,7 @@ static wan_status cost_denoise(const wan_model *m, const run_settings *s, uint64
   dit_text *text[DIT_PASSES_MAX] = {0};
   tensor v[DIT_PASSES_MAX];
   const int passes = most_passes(s);
-  CORE_TRY(dry_open(&d, m));
+  CORE_TRY(dry_open(&d, m, c->scopes));
   backend *be = d.be;
   wan_status st = dit_open(be, m->dir.part[MODEL_DIT], keep, &net);
   scope_mark mark = scope_begin(be);
@@ -199,7 +202,7 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
   vae *v = NULL;
   vae_decoder *dec = NULL;
   vae_encoder *enc = NULL;
-  CORE_TRY(dry_open(&d, m));
+  CORE_TRY(dry_open(&d, m, c->scopes));
   backend *be = d.be;
   wan_status st = vae_open(be, m->dir.part[MODEL_VAE], keep, &v);
   if (st == WAN_OK)
@@ -233,9 +236,9 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
   return dry_close(&d, m, st);
 }
 
-static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep,
-                             stage_cost *c) {
-  *c = (stage_cost){.rates = c->rates};
+static wan_status cost_once(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep,
+                            stage_cost *c) {
+  *c = (stage_cost){.rates = c->rates, .scopes = c->scopes};
   if (s->params->from_latent_path && stage != WAN_STAGE_DECODE) return WAN_OK;
   int chunks = condition_chunks(m, s);
   if (stage == WAN_STAGE_TEXT) return cost_text(m, s, keep, c);
@@ -249,6 +252,15 @@ static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stag
   c->peak += look.peak;
   c->host += look.host;
   return WAN_OK;
+}
+
+/* On a device once to see what scopes take, then with that reserved, as a run has it. */
+static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep,
+                             stage_cost *c) {
+  stage_cost first = {0};
+  if (!m->be->host_memory) CORE_TRY(cost_once(m, s, stage, keep, &first));
+  c->scopes = first.scopes;
+  return cost_once(m, s, stage, keep, c);
 }
 
 wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out) {
@@ -272,6 +284,7 @@ wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
     out->resident[i] = c.peak;
     out->weights[i] = c.weights;
     if (c.host > out->host[i]) out->host[i] = c.host;
+    out->scopes[i] = c.scopes;
   }
   return WAN_OK;
 }

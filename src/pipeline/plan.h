@@ -13,6 +13,7 @@ typedef struct run_cost {
   uint64_t streamed[WAN_STAGE_COUNT], resident[WAN_STAGE_COUNT];
   uint64_t weights[WAN_STAGE_COUNT]; /* bytes of the prepared weights */
   uint64_t host[WAN_STAGE_COUNT];    /* peak bytes of host memory beside a device's; 0 without one */
+  size_t scopes[WAN_STAGE_COUNT];    /* for scope_reserve(), on a device */
 } run_cost;
 
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out);

@@ -59,12 +59,25 @@ static wan_status condition(stage_call *c, wan_model *m, denoise_inputs *in) {
   return backend_status(c->be);
 }
 
+/* As of a whole run, of which this is one stage. */
+static wan_status settle_memory(stage_call *c, wan_model *m, denoise_inputs *in) {
+  run_cost all, cost = {0};
+  const wan_stage stage = WAN_STAGE_DENOISE;
+  CORE_TRY(cost_estimate(m, &in->s, &all));
+  cost.streamed[stage] = all.streamed[stage];
+  cost.resident[stage] = all.resident[stage];
+  cost.host[stage] = all.host[stage];
+  CORE_TRY(plan_fits(m, &in->s, &cost));
+  in->d.keep_bytes = cost_keep(&cost, stage, memory_budget(c->be));
+  in->d.scopes = all.scopes[stage];
+  CORE_TRY(plan_reserve(c->be, &cost));
+  scope_trim(c->be);
+  return scope_reserve(c->be, in->d.scopes);
+}
+
 static wan_status loop(stage_call *c, wan_model *m, denoise_inputs *in) {
   denoiser *d = &in->d;
-  run_cost cost;
-  CORE_TRY(cost_estimate(m, &in->s, &cost));
-  d->keep_bytes = cost_keep(&cost, WAN_STAGE_DENOISE, memory_budget(c->be));
-  CORE_TRY(backend_reserve(c->be, 0, cost_pin_room(&cost, c->ctx)));
+  CORE_TRY(settle_memory(c, m, in));
   float *host = core_alloc(c->ctx, tensor_bytes(&in->noise));
   if (!host) return WAN_ERR_MEMORY;
   tensor_download(c->be, host, in->noise);
@@ -87,6 +100,8 @@ wan_status stage_denoise(stage_call *c) {
   if (s == WAN_OK) s = loop(c, m, &in);
   for (int i = 0; i < 2; i++) core_free(c->ctx, in.d.context[i].data);
   denoiser_free(&in.d);
+  scope_trim(c->be);
+  backend_reserve(c->be, 0, 0);
   settings_free(c->ctx, &in.s);
   tensor_free(c->be, &in.noise);
   tensor_free(c->be, &in.first);
