@@ -1,8 +1,8 @@
 /* blocks.c: the parts of both autoencoders as streams. Tensors are [frames, rows, columns, channels]. What
- * runs from block to block (x, out) is F32, what enters a convolution is act: as in the transformer, only
- * operands are rounded, so that errors do not pile up along the residual path. A causal convolution of three
- * frames keeps the last two frames of its input; two zero frames at the start make the stream equal to one
- * causal pass over the clip. */
+ * enters a convolution is act; what runs from block to block (x, out) is F32 in the deep levels, where it
+ * costs little and errors would pile up along the residual path, and act in the wide ones (vae.c). A causal
+ * convolution of three frames keeps the last two frames of its input; two zero frames at the start make the
+ * stream equal to one causal pass over the clip. */
 #include "vae/vae_internal.h"
 
 #include <math.h>
@@ -117,7 +117,7 @@ static void res_block(vae_stream *s, const vae_res *r, tensor x, tensor out) {
   backend *be = s->v->be;
   scope_mark mark = scope_begin(be);
   if (r->has_shortcut) project(s, &r->shortcut, x, out);
-  tensor h = tensor_new(be, DT_F32, out.ndim, out.dim);
+  tensor h = tensor_new(be, out.type, out.ndim, out.dim);
   vae_causal_conv(s, x, &r->gamma1, &r->conv1, (tensor){0}, h);
   vae_causal_conv(s, h, &r->gamma2, &r->conv2, r->has_shortcut ? out : x, out);
   scope_end(be, mark);
@@ -195,7 +195,7 @@ tensor vae_level_result(vae_stream *s, const vae_level *l, tensor x) {
   int64_t T = x.dim[0], H = x.dim[1], W = x.dim[2];
   if (is_down(l)) T = s->started ? T / time_factor(l) : T, H /= 2, W /= 2;
   if (is_up(l)) T = s->started ? T * time_factor(l) : T, H *= 2, W *= 2;
-  return TENSOR_NEW(s->v->be, DT_F32, T, H, W, l->cout);
+  return TENSOR_NEW(s->v->be, x.type, T, H, W, l->cout);
 }
 
 static void run_blocks(vae_stream *s, const vae_level *l, tensor x, tensor out) {
@@ -203,7 +203,7 @@ static void run_blocks(vae_stream *s, const vae_level *l, tensor x, tensor out) 
 }
 
 static tensor blocks_result(vae_stream *s, const vae_level *l, tensor x) {
-  return TENSOR_NEW(s->v->be, DT_F32, x.dim[0], x.dim[1], x.dim[2], l->res[l->n_res - 1].cout);
+  return TENSOR_NEW(s->v->be, x.type, x.dim[0], x.dim[1], x.dim[2], l->res[l->n_res - 1].cout);
 }
 
 tensor vae_up_begin(vae_stream *s, const vae_level *l, tensor x) {

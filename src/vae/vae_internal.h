@@ -83,8 +83,8 @@ wan_status vae_bind(vae *v); /* find the version, bind everything */
 const float *vae_latent_mean(int64_t z);
 const float *vae_latent_std(int64_t z);
 
-/* The building blocks, in blocks.c. What runs from block to block is F32. `out` is allocated by the caller
- * and has the result's shape. */
+/* The building blocks, in blocks.c. What runs from block to block has the dtype of x. `out` is allocated by
+ * the caller and has the result's shape. */
 
 /* out = conv(silu(norm(x))) [+ residual], or conv(x) where there is no gamma. 3x3x3. */
 void vae_causal_conv(vae_stream *s, tensor x, const weight *gamma, const vae_conv *conv, tensor residual,

@@ -205,7 +205,7 @@ static void test_dup_up_add(void **state) {
     int64_t repeats = (int64_t)1 << rig_int(r, 0, 3), unit = rig_size(r, 1, 40), fold = (int64_t)ft * fs * fs;
     int64_t co = unit * repeats, ci = co * fold / repeats; /* Ci = Co ft fs fs / r */
     dtype type = rig_type(r);
-    twin x = TWIN(r, type, rig_fill(r), T, h, w, ci);
+    twin x = TWIN(r, rig_type(r), rig_fill(r), T, h, w, ci);
     twin out = TWIN(r, type, rig_fill(r), T * ft - skip, h * fs, w * fs, co);
     rig_note(r, " ft %d fs %d skip %d", ft, fs, skip);
     limit l = limit_f32(type, 1);
@@ -227,7 +227,7 @@ static void test_avg_down_add(void **state) {
     int64_t group = (int64_t)1 << rig_int(r, 0, 3), unit = rig_size(r, 1, 40);
     int64_t ci = unit * group, co = ci * fold / group; /* Co = Ci ft fs fs / g */
     dtype type = rig_type(r);
-    twin x = TWIN(r, type, rig_fill(r), T, h * fs, w * fs, ci);
+    twin x = TWIN(r, rig_type(r), rig_fill(r), T, h * fs, w * fs, ci);
     twin out = TWIN(r, type, rig_fill(r), (T + ft - 1) / ft, h, w, co);
     rig_note(r, " ft %d fs %d", ft, fs);
     limit l = limit_f32(type, (double)group);

@@ -2,6 +2,8 @@
  * element, or eight neighbouring channels where they come from eight neighbouring channels. */
 #include "backend/cuda/kernels/common.cuh"
 
+#include <type_traits>
+
 namespace {
 
 enum { BLOCK = 256 };
@@ -53,20 +55,20 @@ template <class T> __global__ void time_unshuffle(const T *x, T *out, int64_t n,
   out[i] = x[((frame / 2) * hw + (pixel - frame * hw)) * 2 * c + (frame % 2) * c + ch];
 }
 
-template <class T> struct dup_spec {
+template <class T, class X> struct dup_spec {
   T *out;
-  const T *x;
+  const X *x;
   int ft, fs, skip, H, W, co, ci;
 };
 /* N channels from the index'th group of N on */
-template <int N, class T> __global__ void dup_up_add(dup_spec<T> d, int64_t groups) {
+template <int N, class T, class X> __global__ void dup_up_add(dup_spec<T, X> d, int64_t groups) {
   int64_t i = index();
   if (i >= groups) return;
   place p = split(i, d.H, d.W, d.co / N);
   const int fold = d.ft * d.fs * d.fs, repeats = d.co * fold / d.ci;
   int64_t frame = p.t + d.skip, t = frame / d.ft;
   int a = (int)(frame - t * d.ft), b = p.y % d.fs, c = p.x % d.fs, shift = (a * d.fs + b) * d.fs + c;
-  const T *x = d.x + join(t, p.y / d.fs, p.x / d.fs, 0, d.H / d.fs, d.W / d.fs, d.ci);
+  const X *x = d.x + join(t, p.y / d.fs, p.x / d.fs, 0, d.H / d.fs, d.W / d.fs, d.ci);
   T *out = d.out + i * N;
   if constexpr (N == VEC) {
     float v[VEC];
@@ -79,12 +81,12 @@ template <int N, class T> __global__ void dup_up_add(dup_spec<T> d, int64_t grou
   }
 }
 
-template <class T> struct avg_spec {
+template <class T, class X> struct avg_spec {
   T *out;
-  const T *x;
+  const X *x;
   int ft, fs, missing, H, W, co, ci; /* missing: zero frames in front */
 };
-template <class T> __global__ void avg_down_add(avg_spec<T> d, int64_t n) {
+template <class T, class X> __global__ void avg_down_add(avg_spec<T, X> d, int64_t n) {
   int64_t i = index();
   if (i >= n) return;
   place p = split(i, d.H, d.W, d.co);
@@ -179,38 +181,32 @@ void k_time_unshuffle(k_stream s, k_data x, k_data out, int T, int64_t hw, int c
     });
 }
 
-template <class T> static void run_dup(k_stream s, T *out, k_data x, dup_spec<T> d, int64_t n) {
-  d.out = out;
-  d.x = static_cast<const T *>(x.p);
-  if (d.co % VEC == 0 && aligned16(out))
-    dup_up_add<VEC><<<blocks_for(n / VEC, BLOCK), BLOCK, 0, s>>>(d, n / VEC);
-  else
-    dup_up_add<1><<<blocks_for(n, BLOCK), BLOCK, 0, s>>>(d, n);
-}
-
 void k_dup_up_add(k_stream s, k_data out, k_data x, int ft, int fs, int skip, int T, int H, int W, int co,
                   int ci) {
   int64_t n = (int64_t)T * H * W * co;
-  if (out.type == K_BF16)
-    run_dup(s, (bf16 *)out.p, x, {nullptr, nullptr, ft, fs, skip, H, W, co, ci}, n);
-  else
-    run_dup(s, (float *)out.p, x, {nullptr, nullptr, ft, fs, skip, H, W, co, ci}, n);
-}
-
-template <class T> static void run_avg(k_stream s, T *out, k_data x, avg_spec<T> d, int64_t n) {
-  d.out = out;
-  d.x = static_cast<const T *>(x.p);
-  avg_down_add<<<blocks_for(n, BLOCK), BLOCK, 0, s>>>(d, n);
+  with_type(out, [&](auto *o) {
+    with_type(x, [&](auto *i) {
+      dup_spec<std::remove_pointer_t<decltype(o)>, std::remove_pointer_t<decltype(i)>> d = {
+          o, i, ft, fs, skip, H, W, co, ci};
+      if (co % VEC == 0 && aligned16(o))
+        dup_up_add<VEC><<<blocks_for(n / VEC, BLOCK), BLOCK, 0, s>>>(d, n / VEC);
+      else
+        dup_up_add<1><<<blocks_for(n, BLOCK), BLOCK, 0, s>>>(d, n);
+    });
+  });
 }
 
 void k_avg_down_add(k_stream s, k_data out, k_data x, int ft, int fs, int Tx, int T, int H, int W, int co,
                     int ci) {
   int64_t n = (int64_t)T * H * W * co;
   int missing = T * ft - Tx;
-  if (out.type == K_BF16)
-    run_avg(s, (bf16 *)out.p, x, {nullptr, nullptr, ft, fs, missing, H, W, co, ci}, n);
-  else
-    run_avg(s, (float *)out.p, x, {nullptr, nullptr, ft, fs, missing, H, W, co, ci}, n);
+  with_type(out, [&](auto *o) {
+    with_type(x, [&](auto *i) {
+      avg_spec<std::remove_pointer_t<decltype(o)>, std::remove_pointer_t<decltype(i)>> d = {
+          o, i, ft, fs, missing, H, W, co, ci};
+      avg_down_add<<<blocks_for(n, BLOCK), BLOCK, 0, s>>>(d, n);
+    });
+  });
 }
 
 void k_swap_depth(k_stream s, k_data small, k_data large, bool to_small, int T, int h, int w, int c) {
