@@ -29,7 +29,11 @@ static wan_status launch(backend *be, dtype type, k_conv_spec k) {
   void *copy;
   size_t bytes;
   CORE_TRY(widened(be, type, &k, &copy, &bytes));
-  bool done = type == DT_BF16 && c->tensor_map_encode && k_conv_sm90(c->stream, c->tensor_map_encode, &k);
+  bool done = false;
+  if (type == DT_BF16 && c->tensor_map_encode) {
+    done = k_conv_halo_sm90(c->stream, c->tensor_map_encode, &k);
+    if (!done) done = k_conv_sm90(c->stream, c->tensor_map_encode, &k);
+  }
   if (!done && type == DT_BF16) done = k_conv_mma(c->stream, &k);
   if (!done) k_conv_simple(c->stream, &k, cuda_type(type));
   wan_status s = cuda_launched(be, "a convolution");

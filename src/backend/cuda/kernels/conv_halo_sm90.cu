@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
   using R = halo<BN, KC, MT, TB>;
   extern __shared__ unsigned char memory[];
   __shared__ __align__(8) uint64_t barriers[2 * (R::a_stages + R::b_stages)];
-  const unsigned base_a = (shared_address(memory) + 1023) & ~1023u, base_b = base_a + R::a_stages * R::a_stage;
+  const unsigned base_a = (shared_address(memory) + 1023) & ~1023u,
+                 base_b = base_a + R::a_stages * R::a_stage;
   const unsigned full_a = shared_address(barriers), empty_a = full_a + 8 * R::a_stages,
                  full_b = empty_a + 8 * R::a_stages, empty_b = full_b + 8 * R::b_stages;
   const unsigned rank = cluster_rank();
@@ -114,8 +115,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
               barrier_expect(full_b + 8 * b.stage, R::b_stage);
 #pragma unroll
               for (int j = 0; j < TB; j++)
-                copy_weights(base_b + b.stage * R::b_stage + j * R::b_tap + rank * (R::b_tap / CLUSTER), &weights,
-                             full_b + 8 * b.stage, k * KC, c.tap0 + dt * TAPS + tap + j,
+                copy_weights(base_b + b.stage * R::b_stage + j * R::b_tap + rank * (R::b_tap / CLUSTER),
+                             &weights, full_b + 8 * b.stage, k * KC, c.tap0 + dt * TAPS + tap + j,
                              group * BN + (int)rank * (BN / CLUSTER));
               b.next();
             }
@@ -167,7 +168,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
       if (teller) barrier_arrive(empty_b + 8 * last_b, threadIdx.x % 128);
       if (threadIdx.x % 128 == 0) barrier_arrive(empty_a + 8 * last_a, rank);
 
-      /* acc[m][4j + e]: row warp*2 + e/2 and column lane/4 of the matrix's pixels, output 8j + 2*(lane%4) + e%2 */
+      /* acc[m][4j + e]: row warp*2 + e/2 and column lane/4 of the matrix's pixels, output 8j + 2*(lane%4) +
+       * e%2 */
       const int group = i / g.pairs, tile = (i - group * g.pairs) * CLUSTER + (int)rank;
       const spot s = place<R::tile_h>(g, tile);
 #pragma unroll
@@ -192,7 +194,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
 /* ---- The host's side ---- */
 
 template <int BN, int KC, int MT, int TB, class Out>
-bool run(k_stream s, encode_fn make, int sms, const k_conv_spec &c) {
+bool run(k_stream s, encode_fn make, const k_conv_spec &c) {
   using R = halo<BN, KC, MT, TB>;
   frame_maps pixels;
   CUtensorMap weights;
@@ -207,29 +209,33 @@ bool run(k_stream s, encode_fn make, int sms, const k_conv_spec &c) {
   const cuuint32_t box[4] = {KC, LINE, R::tile_h + 2, 1}, step[4] = {1, 1, 1, 1};
   if (!encode_frames(make, &pixels, c, box, step, KC) || !encode_weights(make, &weights, c, BN / CLUSTER, KC))
     return false;
+  int device = 0, sms = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    return false;
   const int clusters = min(g.pairs * g.groups, sms / CLUSTER);
-  return launch_clusters(conv_halo<BN, KC, MT, TB, Out>, dim3((unsigned)(clusters * CLUSTER)), BLOCK, R::bytes, s,
-                         pixels, weights, c, g);
+  return launch_clusters(conv_halo<BN, KC, MT, TB, Out>, dim3((unsigned)(clusters * CLUSTER)), BLOCK,
+                         R::bytes, s, pixels, weights, c, g);
 }
 
-template <int KC, class Out> bool run_width(k_stream s, encode_fn make, int sms, const k_conv_spec &c) {
-  if (c.co <= 16) return run<16, KC, 4, 3, Out>(s, make, sms, c);
-  if (c.co <= 96) return run<96, KC, 2, 3, Out>(s, make, sms, c);
-  if (c.co % 160 == 0) return run<160, KC, 2, KC == 32 ? 3 : 1, Out>(s, make, sms, c);
-  if (c.co % 192 == 0) return run<192, KC, 1, 1, Out>(s, make, sms, c);
-  if (c.co % 256 == 0) return run<256, KC, 1, 1, Out>(s, make, sms, c);
+template <int KC, class Out> bool run_width(k_stream s, encode_fn make, const k_conv_spec &c) {
+  if (c.co <= 16) return run<16, KC, 4, 3, Out>(s, make, c);
+  if (c.co > 64 && c.co <= 96) return run<96, KC, 2, 3, Out>(s, make, c);
+  if (c.co % 160 == 0) return run < 160, KC, 2, KC == 32 ? 3 : 1, Out > (s, make, c);
+  if (c.co % 192 == 0) return run<192, KC, 1, 1, Out>(s, make, c);
+  if (c.co % 256 == 0) return run<256, KC, 1, 1, Out>(s, make, c);
   return false;
 }
 
 } // namespace
 
-bool k_conv_halo_sm90(k_stream s, void *encoder, int sms, const k_conv_spec *c) {
+bool k_conv_halo_sm90(k_stream s, void *encoder, const k_conv_spec *c) {
   encode_fn make = (encode_fn)encoder;
-  bool fits = make && c->ci % 8 == 0 && conv_aligned(*c) && c->kt > 0 && c->kh == 3 && c->kw == 3 && c->up == 1 &&
-              c->stride_t == 1 && c->stride_h == 1 && c->stride_w == 1;
+  bool fits = make && c->ci % 8 == 0 && conv_aligned(*c) && c->kt > 0 && c->kh == 3 && c->kw == 3 &&
+              c->up == 1 && c->stride_t == 1 && c->stride_h == 1 && c->stride_w == 1;
   if (!fits) return false;
   bool narrow = c->ci % 64 != 0 && c->ci % 64 <= 32;
   if (c->out_type == K_F32)
-    return narrow ? run_width<32, float>(s, make, sms, *c) : run_width<64, float>(s, make, sms, *c);
-  return narrow ? run_width<32, bf16>(s, make, sms, *c) : run_width<64, bf16>(s, make, sms, *c);
+    return narrow ? run_width<32, float>(s, make, *c) : run_width<64, float>(s, make, *c);
+  return narrow ? run_width<32, bf16>(s, make, *c) : run_width<64, bf16>(s, make, *c);
 }

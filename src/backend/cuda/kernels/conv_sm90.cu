@@ -9,19 +9,11 @@
  * One warp feeds a ring of stages, two warpgroups multiply, 64 pixels each. Two neighbouring blocks form a
  * cluster: they need the same weights, so each fetches half of them and the copy engine writes it to both.
  * A stage is refilled when the consumers of both blocks have left it. */
-#include "backend/cuda/kernels/conv.cuh"
-#include "backend/cuda/kernels/wgmma.cuh"
-
-#include <cuda.h>
+#include "backend/cuda/kernels/sm90.cuh"
 
 namespace {
 
-enum { PIXELS = 128, CONSUMERS = 2, BLOCK = (CONSUMERS + 1) * 128, CLUSTER = 2, SHARED_MAX = 227 * 1024 };
-
-/* One for each frame, or the first for all of them. */
-struct frame_maps {
-  CUtensorMap frame[K_CONV_FRAMES];
-};
+enum { PIXELS = 128, CONSUMERS = 2, BLOCK = (CONSUMERS + 1) * 128 };
 
 struct conv_tiles {
   int width_log2, tiles_h, tiles_w, tiles; /* rectangle's width; rectangles of all frames of a phase */
@@ -37,71 +29,6 @@ template <int BN, int KC> struct ring {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) /* nothing else has these instructions; elsewhere the kernel is empty \
                                         */
-
-/* ---- Barriers, copies, descriptors ---- */
-
-__device__ __forceinline__ unsigned shared_address(const void *p) {
-  return (unsigned)__cvta_generic_to_shared(p);
-}
-__device__ __forceinline__ void barrier_init(unsigned at, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count));
-}
-__device__ __forceinline__ void barrier_expect(unsigned at, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-/* Arrive at the barrier that lies at `at` in block `rank` of the cluster. */
-__device__ __forceinline__ void barrier_arrive(unsigned at, unsigned rank) {
-  asm volatile("{\n"
-               ".reg .b32 there;\n"
-               "mapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-               "}" ::"r"(at),
-               "r"(rank)
-               : "memory");
-}
-__device__ __forceinline__ void barrier_wait(unsigned at, unsigned parity) {
-  asm volatile("{\n"
-               ".reg .pred done;\n"
-               "again:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-               "@done bra over;\n"
-               "bra again;\n"
-               "over:\n"
-               "}" ::"r"(at),
-               "r"(parity)
-               : "memory");
-}
-__device__ __forceinline__ unsigned cluster_rank() {
-  unsigned r;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-}
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n"
-               "barrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
-__device__ __forceinline__ void copy_pixels(unsigned to, const CUtensorMap *map, unsigned barrier, int c,
-                                            int x, int y, int t) {
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-               "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
-               "l"(map), "r"(barrier), "r"(c), "r"(x), "r"(y), "r"(t)
-               : "memory");
-}
-/* Into both blocks of the cluster, at the same place. */
-__device__ __forceinline__ void copy_weights(unsigned to, const CUtensorMap *map, unsigned barrier, int c,
-                                             int tap, int o) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(c), "r"(tap), "r"(o), "h"((uint16_t)((1 << CLUSTER) - 1))
-      : "memory");
-}
-/* Matrix descriptor of rows of KC bf16, swizzled over 128 or 64 bytes; groups of 8 rows follow each other. */
-template <int KC> __device__ __forceinline__ uint64_t matrix(unsigned at) {
-  const uint64_t mode = KC == 64 ? 1 : 2, group = KC * 2 * 8;
-  return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (group >> 4) << 32 | mode << 62;
-}
 
 /* ---- What the kernel is made of ---- */
 
@@ -212,21 +139,6 @@ __global__ void __launch_bounds__(BLOCK, 1)
 
 /* ---- The host's side ---- */
 
-typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                              const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
-                              CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                              CUtensorMapFloatOOBfill);
-
-bool encode(encode_fn make, CUtensorMap *map, const void *data, int dims, const cuuint64_t *dim,
-            const cuuint32_t *box, const cuuint32_t *step, int kc) {
-  cuuint64_t stride[4], bytes = 2;
-  for (int i = 0; i + 1 < dims; i++) stride[i] = bytes *= dim[i];
-  return make(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)dims, const_cast<void *>(data), dim, stride,
-              box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-              kc == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 /* The rectangle of 128 pixels that covers a frame with the least waste. */
 int best_width_log2(int H, int W) {
   int best = 4;
@@ -250,33 +162,13 @@ template <int BN, int KC, class Out> bool run(k_stream s, encode_fn make, const 
   g.tiles = g.tiles_w * g.tiles_h * c.To;
   g.chunks = (c.ci + KC - 1) / KC;
   g.pairs = conv_pairs<Out>(c);
-  const cuuint64_t xd[4] = {(cuuint64_t)c.ci, (cuuint64_t)c.W, (cuuint64_t)c.H,
-                            (cuuint64_t)(c.apart ? 1 : c.T)};
-  const cuuint32_t xb[4] = {KC, (cuuint32_t)(w * c.stride_w), (cuuint32_t)(h * c.stride_h), 1};
-  const cuuint32_t xs[4] = {1, (cuuint32_t)c.stride_w, (cuuint32_t)c.stride_h, 1};
-  const cuuint64_t wd[3] = {(cuuint64_t)c.ci, (cuuint64_t)(phases * c.taps), (cuuint64_t)c.co};
-  const cuuint32_t wb[3] = {KC, 1, BN / CLUSTER}, ws[3] = {1, 1, 1};
-  if (!encode(make, &weights, c.w, 3, wd, wb, ws, KC)) return false;
-  for (int t = 0; t < (c.apart ? c.T : 1); t++)
-    if (!encode(make, &pixels.frame[t], c.apart ? c.frame[t] : c.x, 4, xd, xb, xs, KC)) return false;
-  auto kernel = conv_wgmma<BN, KC, Out>;
-  const int bytes = ring<BN, KC>::bytes;
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess)
+  const cuuint32_t box[4] = {KC, (cuuint32_t)(w * c.stride_w), (cuuint32_t)(h * c.stride_h), 1};
+  const cuuint32_t step[4] = {1, (cuuint32_t)c.stride_w, (cuuint32_t)c.stride_h, 1};
+  if (!encode_frames(make, &pixels, c, box, step, KC) || !encode_weights(make, &weights, c, BN / CLUSTER, KC))
     return false;
   dim3 grid((unsigned)((g.tiles + CLUSTER - 1) / CLUSTER * CLUSTER), (unsigned)((c.co + BN - 1) / BN),
             (unsigned)phases);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = CLUSTER;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(BLOCK);
-  config.dynamicSmemBytes = bytes;
-  config.stream = s;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, pixels, weights, c, g) == cudaSuccess;
+  return launch_clusters(conv_wgmma<BN, KC, Out>, grid, BLOCK, ring<BN, KC>::bytes, s, pixels, weights, c, g);
 }
 
 template <int KC, class Out> bool run_width(k_stream s, encode_fn make, const k_conv_spec &c) {

@@ -132,6 +132,9 @@ bool k_conv_mma(k_stream s, const k_conv_spec *c);
 /* bf16 on compute capability 9.0; encoder is the driver's cuTensorMapEncodeTiled. False: not this case. */
 bool k_conv_sm90(k_stream s, void *encoder, const k_conv_spec *c);
 
+/* The same for 3x3 pixels and few outputs. */
+bool k_conv_halo_sm90(k_stream s, void *encoder, const k_conv_spec *c);
+
 /* ---- flash.cu ---- */
 typedef struct k_flash_spec {
   const void *q, *k, *v; /* bf16 [lq, heads*d], [lk, heads*d] */

@@ -92,7 +92,7 @@ typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, vo
                               CUtensorMapFloatOOBfill);
 
 inline bool encode(encode_fn make, CUtensorMap *map, const void *data, int dims, const cuuint64_t *dim,
-            const cuuint32_t *box, const cuuint32_t *step, int kc) {
+                   const cuuint32_t *box, const cuuint32_t *step, int kc) {
   cuuint64_t stride[4], bytes = 2;
   for (int i = 0; i + 1 < dims; i++) stride[i] = bytes *= dim[i];
   return make(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)dims, const_cast<void *>(data), dim, stride,
@@ -104,7 +104,8 @@ inline bool encode(encode_fn make, CUtensorMap *map, const void *data, int dims,
 /* Maps of a convolution's frames, fetched by boxes. */
 inline bool encode_frames(encode_fn make, frame_maps *maps, const k_conv_spec &c, const cuuint32_t box[4],
                           const cuuint32_t step[4], int kc) {
-  const cuuint64_t dim[4] = {(cuuint64_t)c.ci, (cuuint64_t)c.W, (cuuint64_t)c.H, (cuuint64_t)(c.apart ? 1 : c.T)};
+  const cuuint64_t dim[4] = {(cuuint64_t)c.ci, (cuuint64_t)c.W, (cuuint64_t)c.H,
+                             (cuuint64_t)(c.apart ? 1 : c.T)};
   for (int t = 0; t < (c.apart ? c.T : 1); t++)
     if (!encode(make, &maps->frame[t], c.apart ? c.frame[t] : c.x, 4, dim, box, step, kc)) return false;
   return true;
