@@ -1,6 +1,6 @@
 /* bench_stages.c: time and memory of one stage of a checkpoint, whole stages as the pipeline runs them.
  *
- *   wan_bench_stages STAGE --model PATH [--backend NAME] [--precision bf16|f32] [--threads N] [--runs N]
+ *   wan_bench_stages STAGE --model PATH [--backend NAME] [--precision bf16|f32|fp8] [--threads N] [--runs N]
  *     [--keep MIB]   weights that may stay in the backend's memory; the rest is streamed. Default: all
  *     [--profile 1]  time by operation, on stderr
  *     [--warm first] the run before the clock has one latent frame only: for stages that take minutes
@@ -13,7 +13,8 @@
  *
  * Prints one JSON object: seconds (median, min, max of the runs after one that is not counted), the engine's
  * peak memory, the process's peak resident set, and the work of a run by operation, counted by the stage's
- * own code on a backend that computes nothing. Inputs are random: zeros run faster than real data on some
+ * own code on a backend that computes nothing; after dit in fp8, on stderr, how far its result is from bf16.
+ * Inputs are random: zeros run faster than real data on some
  * hardware. */
 #include <math.h>
 #include <stdio.h>
@@ -82,6 +83,9 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+static const char *const precisions[] = {
+    [WAN_PRECISION_BF16] = "bf16", [WAN_PRECISION_F32] = "f32", [WAN_PRECISION_FP8] = "fp8"};
+
 static void report(bench *b, double *seconds, int runs) {
   struct rusage u;
   getrusage(RUSAGE_SELF, &u);
@@ -91,7 +95,7 @@ static void report(bench *b, double *seconds, int runs) {
       "{\"stage\": \"%s\", \"backend\": \"%s\", \"precision\": \"%s\", \"threads\": %d, \"seconds\": %.6f, "
       "\"min\": %.6f, \"max\": %.6f, \"runs\": %d, \"engine_peak_bytes\": %llu, "
       "\"device_peak_bytes\": %llu, \"rss_peak_bytes\": %lld",
-      b->o.stage, b->be->ops->name, b->be->act == DT_F32 ? "f32" : "bf16", b->be->threads, median, seconds[0],
+      b->o.stage, b->be->ops->name, precisions[b->be->precision], b->be->threads, median, seconds[0],
       seconds[runs - 1], runs, (unsigned long long)core_mem_peak(&b->ctx),
       (unsigned long long)core_device_peak(&b->ctx), (long long)u.ru_maxrss * 1024);
   for (int i = 0, n = 0; i < PROF_COUNT; i++) {
@@ -154,6 +158,23 @@ static void run_dit(bench *b, void *arg) {
                       v, NULL));
 }
 
+static void distance_from_bf16(bench *b, dit_run *r) {
+  const int64_t n = tensor_count(&r->v[0]);
+  float *host = random_host(b, 2 * n, 1);
+  tensor_download(b->be, host, r->v[0]);
+  dit_set_exact(r->d, true);
+  run_dit(b, r);
+  tensor_download(b->be, host + n, r->v[0]);
+  must(b, backend_status(b->be));
+  double off = 0, whole = 0;
+  for (int64_t i = 0; i < n; i++) {
+    off += pow((double)host[i] - (double)host[n + i], 2);
+    whole += pow((double)host[n + i], 2);
+  }
+  fprintf(stderr, "relative L2 distance from bf16: %.3e\n", sqrt(off / whole));
+  core_free(&b->ctx, host);
+}
+
 static void bench_dit(bench *b) {
   dit_run r;
   must(b, dit_open(b->be, b->o.model, b->o.keep, &r.d));
@@ -167,6 +188,7 @@ static void bench_dit(bench *b) {
     must(b, dit_text_create(r.d, TENSOR_OF(DT_F32, context, 100, c->text_dim), &r.text[i]));
   }
   repeat(b, run_dit, &r);
+  if (b->be->precision == WAN_PRECISION_FP8) distance_from_bf16(b, &r);
   for (int i = 0; i < b->o.passes; i++) dit_text_free(r.text[i]);
   scope_end(b->be, mark);
   core_free(&b->ctx, context);
@@ -253,7 +275,9 @@ static void parse(int argc, char **argv, options *o) {
     else if (!strcmp(key, "--backend"))
       o->config.name = value;
     else if (!strcmp(key, "--precision"))
-      o->config.precision = strcmp(value, "f32") ? WAN_PRECISION_BF16 : WAN_PRECISION_F32;
+      o->config.precision = !strcmp(value, "f32")   ? WAN_PRECISION_F32
+                            : !strcmp(value, "fp8") ? WAN_PRECISION_FP8
+                                                    : WAN_PRECISION_BF16;
     else if (!strcmp(key, "--threads"))
       o->config.threads = atoi(value);
     else if (!strcmp(key, "--runs"))

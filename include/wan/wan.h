@@ -56,7 +56,8 @@ typedef struct wan_context wan_context;
 typedef enum wan_precision {
   WAN_PRECISION_DEFAULT = 0, /* bf16 */
   WAN_PRECISION_BF16,        /* bf16 operands, f32 accumulation, f32 residual stream */
-  WAN_PRECISION_F32          /* everything in f32: the exact path */
+  WAN_PRECISION_F32,         /* everything in f32: the exact path */
+  WAN_PRECISION_FP8          /* as bf16, the transformer's large products and self-attention in 8 bits */
 } wan_precision;
 
 typedef enum wan_log_level { WAN_LOG_ERROR, WAN_LOG_NOTICE, WAN_LOG_INFO, WAN_LOG_DEBUG } wan_log_level;

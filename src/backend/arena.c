@@ -78,7 +78,7 @@ static tensor describe(backend *be, dtype type, int ndim, const int64_t *dim, si
                  tensor_shape_text(&t, shape, sizeof shape));
     return (tensor){0};
   }
-  *bytes = (size_t)count * dtype_size(type);
+  *bytes = tensor_bytes(&t);
   return t;
 }
 

@@ -26,6 +26,7 @@
 typedef enum weight_role {
   WEIGHT_VECTOR,     /* f32 in backend memory: bias, norm weight, gamma, modulation */
   WEIGHT_LINEAR,     /* [out, in] for op_linear in the act dtype */
+  WEIGHT_PRODUCT,    /* the same in the backend's product dtype, for the largest products */
   WEIGHT_LINEAR_F32, /* [out, in] for op_linear in f32 whatever the precision (time embedding, head) */
   WEIGHT_CONV,       /* [Cout, Cin, kt, kh, kw] or [Cout, Cin, kh, kw] (kt = 1), PyTorch order in src */
   WEIGHT_CONV_UP,    /* [Cout, Cin, 3, 3] for op_upsample_conv_into */
@@ -82,6 +83,7 @@ typedef struct attention_spec {
   float scale;     /* multiplies q.k */
   tensor key_bias; /* null, or F32 [Lk]: added to every score of that key (log multiplicity) */
   tensor rel_bias; /* null, or F32 [heads, Lq+Lk-1]: entry (h, j-i+Lq-1) added to score (i,j) */
+  bool coarse;     /* 8 bits will do where the backend has such an attention */
 } attention_spec;
 
 /* What a norm adds to the residual stream x before it reads it: x += mod[row][gate] * y, or x += y with a
@@ -189,12 +191,15 @@ typedef struct backend_profile backend_profile;
 struct backend {
   const backend_ops *ops;
   core_ctx *ctx;
-  dtype act;         /* dtype of activations */
-  int threads;       /* CPU threads in use */
-  bool host_memory;  /* tensors of this backend can be read and written by the host directly */
-  bool dry;          /* counts, computes nothing */
-  wan_status failed; /* sticky status */
-  void *impl;        /* the backend's own state */
+  dtype act;               /* dtype of activations */
+  dtype product;           /* of the operands of products by a WEIGHT_PRODUCT: act, or DT_E4M3_ROWS with
+                              WAN_PRECISION_FP8 */
+  wan_precision precision; /* never DEFAULT */
+  int threads;             /* CPU threads in use */
+  bool host_memory;        /* tensors of this backend can be read and written by the host directly */
+  bool dry;                /* counts, computes nothing */
+  wan_status failed;       /* sticky status */
+  void *impl;              /* the backend's own state */
   backend_scope_chunk *chunks, *top; /* arena, see arena.c */
   size_t scope_peak;                 /* most bytes in scopes, if dry */
   backend_profile *profile;          /* NULL: off */
@@ -261,6 +266,8 @@ bool backend_fetches_behind(const backend *be); /* false: begin waits already */
 
 void tensor_zero(backend *be, tensor dst);
 
+/* The dtype that a weight's role asks for. */
+dtype backend_weight_type(const backend *be, const weight *w);
 /* Load / unload one weight (see struct weight). Loading a loaded weight is a no-op. */
 wan_status backend_weight_load(backend *be, weight *w);
 void backend_weight_unload(backend *be, weight *w);
@@ -276,7 +283,10 @@ void backend_weight_prefetch(backend *be, weight *w);
 
 /* ---- Operations. "out" dtypes: DT_NONE stands for the act dtype. ---- */
 
-/* act(x . w^T + bias): x [.., K] (act or F32), w [N, K], bias [N] or NULL -> [.., N] of type out. */
+/* act(x . w^T + bias): x [.., K] (act, F32, or with a WEIGHT_PRODUCT the product dtype), w [N, K], bias [N]
+ * or NULL
+ * -> [.., N] of type out. x is converted to the weight's dtype if need be: op_cast() it where it is used
+ * twice. */
 tensor op_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, dtype out);
 /* The same into a tensor that exists already (its dtype decides). */
 void op_linear_into(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
@@ -317,7 +327,8 @@ tensor op_modulation(backend *be, const weight *base, tensor e);
 tensor op_position_bias(backend *be, const weight *table, tensor bucket);
 /* Rows ids[0..n-1] (host memory) of table [V, C] -> [n, C] of type out. Out-of-range ids fail. */
 tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n, dtype out);
-tensor op_cast(backend *be, tensor x, dtype out); /* x itself when it already has that dtype */
+/* x itself when it already has that dtype; otherwise to F32, act or the product dtype. */
+tensor op_cast(backend *be, tensor x, dtype out);
 /* Into a tensor that exists already, of any dtype that op_cast gives; a copy where the dtypes agree. */
 void op_cast_into(backend *be, tensor x, tensor out);
 /* [T, h, w, C] F32 -> [T*(h/2)*(w/2), C*4] act; token order frame, row, column; columns (c, ph, pw). */

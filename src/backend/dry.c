@@ -130,9 +130,10 @@ static wan_status dry_sync(backend *be) {
 static size_t dry_weight_bytes(backend *be, const weight *w) {
   const dry *d = be->impl;
   dtype type;
-  if (d->device) return device_weight_bytes(be->act, w, &type);
-  const bool wide = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32;
-  size_t bytes = (size_t)tensor_count(&w->src) * dtype_size(wide ? DT_F32 : be->act);
+  if (d->device) return device_weight_bytes(be, w, &type);
+  tensor loaded = w->src;
+  loaded.type = backend_weight_type(be, w);
+  size_t bytes = tensor_bytes(&loaded);
   if (w->role == WEIGHT_CONV_UP) bytes = bytes / 9 * 16;
   return w->role == WEIGHT_TABLE ? 0 : bytes;
 }
@@ -141,15 +142,15 @@ static wan_status dry_weight_load(backend *be, weight *w) {
   const dry *d = be->impl;
   w->data_bytes = dry_weight_bytes(be, w);
   if (d->device)
-    device_weight_bytes(be->act, w, &w->type);
+    device_weight_bytes(be, w, &w->type);
   else
-    w->type = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32 ? DT_F32 : be->act;
+    w->type = backend_weight_type(be, w);
   if (!w->data_bytes) { /* used in the file */
     w->data = (void *)(uintptr_t)LABEL_START;
     return WAN_OK;
   }
   w->data = label(be, w->data_bytes);
-  transient(be, device_raw_bytes(be->act, w) + device_wide_bytes(be->act, w));
+  transient(be, device_raw_bytes(be, w) + device_wide_bytes(be, w));
   return record(be, (dry_call){.op = PROF_WEIGHT_LOAD, .w = *w});
 }
 
@@ -169,6 +170,10 @@ static wan_status dry_linear(backend *be, tensor x, const weight *w, const weigh
 }
 
 static wan_status dry_linear_add(backend *be, tensor x, const weight *w, const weight *b, tensor sum) {
+  tensor y = sum;
+  y.type = DT_BF16;
+  if (w->type == DT_E4M3_ROWS) /* made apart */
+    transient(be, tensor_bytes(&y) + device_linear_bytes(x, w->type, ACT_NONE, y));
   return dry_linear(be, x, w, b, ACT_NONE, sum);
 }
 
@@ -198,7 +203,8 @@ static wan_status dry_qk_norm_rope(backend *be, tensor x, const weight *gamma, f
 static wan_status dry_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *s,
                                 tensor out) {
   (void)v;
-  transient(be, device_attention_bytes(q, k, s->heads));
+  transient(be, device_attention_coarse(q, k, s) ? device_coarse_bytes(k, s->heads)
+                                                 : device_attention_bytes(q, k, s->heads));
   return record(be, (dry_call){.op = PROF_ATTENTION, .x = q, .keys = k, .spec = *s, .out = out});
 }
 
@@ -361,6 +367,10 @@ wan_status backend_open_dry(core_ctx *ctx, const backend_config *config, backend
   *be = (backend){.ops = &d->ops,
                   .ctx = ctx,
                   .act = config->precision == WAN_PRECISION_F32 ? DT_F32 : DT_BF16,
+                  .product = config->precision == WAN_PRECISION_FP8   ? DT_E4M3_ROWS
+                             : config->precision == WAN_PRECISION_F32 ? DT_F32
+                                                                      : DT_BF16,
+                  .precision = config->precision ? config->precision : WAN_PRECISION_BF16,
                   .threads = 1,
                   .host_memory = !d->device,
                   .dry = true,

@@ -83,6 +83,11 @@ static bool is_act(backend *be, tensor t) {
   return t.type == be->act || t.type == DT_F32;
 }
 
+/* What a product by w takes. */
+static bool is_operand(backend *be, tensor t, const weight *w) {
+  return is_act(be, t) || (w->role == WEIGHT_PRODUCT && t.type == be->product);
+}
+
 /* Fails with the op's name and two shapes when `ok` does not hold. */
 static bool require(backend *be, bool ok, const char *op, tensor a, tensor b) {
   if (be->failed) return false;
@@ -158,11 +163,18 @@ void backend_weight_prefetch(backend *be, weight *w) {
   if (be->ops->weight_prefetch && !w->data && !be->failed) be->ops->weight_prefetch(be, w);
 }
 
+dtype backend_weight_type(const backend *be, const weight *w) {
+  if (w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32) return DT_F32;
+  if (w->role == WEIGHT_TABLE) return w->src.type;
+  return w->role == WEIGHT_PRODUCT ? be->product : be->act;
+}
+
 size_t backend_weight_bytes(backend *be, const weight *w) {
   if (be->ops->weight_bytes) return be->ops->weight_bytes(be, w);
   if (w->role == WEIGHT_TABLE) return 0;
-  const bool wide = w->role == WEIGHT_VECTOR || w->role == WEIGHT_LINEAR_F32;
-  return (size_t)tensor_count(&w->src) * dtype_size(wide ? DT_F32 : be->act);
+  tensor loaded = w->src;
+  loaded.type = backend_weight_type(be, w);
+  return tensor_bytes(&loaded);
 }
 
 wan_status backend_reserve(backend *be, uint64_t bytes, uint64_t host) {
@@ -187,7 +199,7 @@ void backend_weight_forget(backend *be, weight *w) {
 
 static bool linear_fits(backend *be, tensor x, const weight *w, const weight *bias, tensor out) {
   int64_t n = w->src.ndim ? w->src.dim[0] : 0, k = tensor_cols(&x);
-  bool ok = usable(x) && usable(out) && is_act(be, x) && is_act(be, out) && tensor_cols(&out) == n &&
+  bool ok = usable(x) && usable(out) && is_operand(be, x, w) && is_act(be, out) && tensor_cols(&out) == n &&
             tensor_rows(&out) == tensor_rows(&x);
   return require(be, ok, "linear", x, out) && require_loaded(be, "linear", w, n * k) &&
          (!bias || require_loaded(be, "linear bias", bias, n));
@@ -431,7 +443,8 @@ tensor op_embed(backend *be, const weight *table, const int32_t *ids, int64_t n,
 }
 
 void op_cast_into(backend *be, tensor x, tensor out) {
-  bool ok = usable(x) && is_act(be, x) && is_act(be, out) && tensor_count(&x) == tensor_count(&out);
+  bool ok = usable(x) && is_act(be, x) && tensor_count(&x) == tensor_count(&out) &&
+            (is_act(be, out) || (out.type == be->product && tensor_same_shape(&x, &out)));
   if (!require(be, ok, "cast", x, out)) return;
   if (x.type == out.type) {
     tensor_copy(be, out, x);
@@ -445,7 +458,8 @@ void op_cast_into(backend *be, tensor x, tensor out) {
 tensor op_cast(backend *be, tensor x, dtype out) {
   out = out_type(be, out);
   if (be->failed || x.type == out) return x;
-  if (!require(be, usable(x) && (out == DT_F32 || out == be->act), "cast", x, x)) return (tensor){0};
+  if (!require(be, usable(x) && (out == DT_F32 || out == be->act || out == be->product), "cast", x, x))
+    return (tensor){0};
   tensor y = same_shape(be, x, out);
   op_cast_into(be, x, y);
   return unless_failed(be, y);

@@ -40,7 +40,9 @@ static wan_status open_one(core_ctx *ctx, int i, const backend_config *config, b
   backend *be = core_calloc(ctx, 1, sizeof *be);
   if (!be) return WAN_ERR_MEMORY;
   be->ctx = ctx;
-  be->act = config->precision == WAN_PRECISION_F32 ? DT_F32 : DT_BF16;
+  be->precision = config->precision == WAN_PRECISION_DEFAULT ? WAN_PRECISION_BF16 : config->precision;
+  be->act = be->precision == WAN_PRECISION_F32 ? DT_F32 : DT_BF16;
+  be->product = be->precision == WAN_PRECISION_FP8 ? DT_E4M3_ROWS : be->act;
   wan_status s = WAN_OK;
   if (config->profile && !(be->profile = core_calloc(ctx, 1, sizeof *be->profile))) s = WAN_ERR_MEMORY;
   if (s == WAN_OK) s = backends[i].open(be, config);
@@ -58,7 +60,9 @@ wan_status backend_open(core_ctx *ctx, const backend_config *config, backend **o
   for (int i = 0; i < BACKENDS; i++) {
     if (config->name && strcmp(config->name, backends[i].name) != 0) continue;
     wan_status s = open_one(ctx, i, config, out);
-    if (s == WAN_OK || s == WAN_ERR_MEMORY || config->name || i + 1 == BACKENDS) return s;
+    bool final =
+        s == WAN_OK || s == WAN_ERR_MEMORY || s == WAN_ERR_UNSUPPORTED; /* slower ones lack it, too */
+    if (final || config->name || i + 1 == BACKENDS) return s;
     core_log(ctx, WAN_LOG_INFO, "backend %s is not used: %s", backends[i].name, ctx->message);
   }
   char known[64] = "";

@@ -51,7 +51,7 @@ static bool memory_size(const cli_args *args, option_id id, const char *name, ui
 }
 
 static bool context_params(const cli_args *args, wan_context_params *p) {
-  static const char *const precisions[] = {"bf16", "f32", NULL};
+  static const char *const precisions[] = {"bf16", "f32", "fp8", NULL};
   static const bool quiet = false, verbose = true;
   long long threads = 0;
   p->backend = args->value[OPT_BACKEND];
@@ -61,7 +61,7 @@ static bool context_params(const cli_args *args, wan_context_params *p) {
   if (args->value[OPT_PRECISION]) {
     int i = cli_choice(args, OPT_PRECISION, "--precision", precisions);
     if (i < 0) return false;
-    p->precision = i ? WAN_PRECISION_F32 : WAN_PRECISION_BF16;
+    p->precision = (wan_precision)(WAN_PRECISION_BF16 + i);
   }
   if (!cli_int(args, OPT_THREADS, "--threads", 1, 4096, &threads)) return false;
   p->threads = (int)threads;

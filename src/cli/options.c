@@ -9,7 +9,7 @@
 const struct poptOption options_machine[] = {
     TEXT("model", 'm', OPT_MODEL, "checkpoint directory", "DIR"),
     TEXT("backend", 0, OPT_BACKEND, "ref, cpu or cuda; default: the best one here", "NAME"),
-    TEXT("precision", 0, OPT_PRECISION, "bf16 (default) or f32", "NAME"),
+    TEXT("precision", 0, OPT_PRECISION, "bf16 (default), f32, or fp8 (CUDA only)", "NAME"),
     TEXT("threads", 't', OPT_THREADS, "CPU threads; default: one a core", "N"),
     TEXT("memory", 0, OPT_MEMORY, "most memory to use, such as 14G; default: what is available", "SIZE"),
     TEXT("vram", 0, OPT_VRAM, "cuda: most device memory to use, such as 8G; default: what is free", "SIZE"),

@@ -1,5 +1,6 @@
 #include "core/tensor.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,11 +10,13 @@ static const struct {
   size_t size;
   bool is_float;
 } dtypes[DT_COUNT] = {
-    [DT_NONE] = {"none", 0, false}, [DT_F32] = {"F32", 4, true},        [DT_F16] = {"F16", 2, true},
-    [DT_BF16] = {"BF16", 2, true},  [DT_F8E4M3] = {"F8_E4M3", 1, true}, [DT_F8E5M2] = {"F8_E5M2", 1, true},
-    [DT_F64] = {"F64", 8, true},    [DT_I8] = {"I8", 1, false},         [DT_U8] = {"U8", 1, false},
-    [DT_I16] = {"I16", 2, false},   [DT_I32] = {"I32", 4, false},       [DT_I64] = {"I64", 8, false},
-    [DT_BOOL] = {"BOOL", 1, false},
+    [DT_NONE] = {"none", 0, false},     [DT_F32] = {"F32", 4, true},
+    [DT_F16] = {"F16", 2, true},        [DT_BF16] = {"BF16", 2, true},
+    [DT_F8E4M3] = {"F8_E4M3", 1, true}, [DT_F8E5M2] = {"F8_E5M2", 1, true},
+    [DT_F64] = {"F64", 8, true},        [DT_I8] = {"I8", 1, false},
+    [DT_U8] = {"U8", 1, false},         [DT_I16] = {"I16", 2, false},
+    [DT_I32] = {"I32", 4, false},       [DT_I64] = {"I64", 8, false},
+    [DT_BOOL] = {"BOOL", 1, false},     [DT_E4M3_ROWS] = {"e4m3 rows", 1, false},
 };
 
 size_t dtype_size(dtype type) {
@@ -43,8 +46,18 @@ int64_t tensor_count(const tensor *t) {
   return n;
 }
 
+/* Scales start on 16 bytes. */
+static size_t scales_at(const tensor *t) {
+  return ((size_t)tensor_count(t) + 15) / 16 * 16;
+}
+
 size_t tensor_bytes(const tensor *t) {
+  if (t->type == DT_E4M3_ROWS) return scales_at(t) + (size_t)tensor_rows(t) * sizeof(float);
   return (size_t)tensor_count(t) * dtype_size(t->type);
+}
+
+float *tensor_scales(const tensor *t) {
+  return (float *)(void *)((char *)t->data + scales_at(t));
 }
 
 int64_t tensor_cols(const tensor *t) {
@@ -81,12 +94,13 @@ tensor tensor_view(tensor t, int ndim, const int64_t *dim) {
   if (t.type == DT_NONE) return t;
   tensor v = tensor_of(t.type, t.data, ndim, dim);
   if (tensor_count(&v) != tensor_count(&t)) return (tensor){0};
+  if (t.type == DT_E4M3_ROWS && tensor_cols(&v) != tensor_cols(&t)) return (tensor){0};
   return v;
 }
 
 tensor tensor_slice(tensor t, int64_t begin, int64_t count) {
-  if (t.type == DT_NONE || t.ndim < 1 || begin < 0 || count < 0 || begin > t.dim[0] ||
-      count > t.dim[0] - begin)
+  if (t.type == DT_NONE || t.type == DT_E4M3_ROWS || t.ndim < 1 || begin < 0 || count < 0 ||
+      begin > t.dim[0] || count > t.dim[0] - begin)
     return (tensor){0};
   int64_t inner = t.dim[0] ? tensor_count(&t) / t.dim[0] : 0;
   t.data = (char *)t.data + (size_t)(begin * inner) * dtype_size(t.type);
@@ -144,6 +158,29 @@ float f8e4m3_to_f32(uint8_t b) {
 
 float f8e5m2_to_f32(uint8_t b) {
   return f16_to_f32((uint16_t)((uint16_t)b << 8)); /* e5m2 is the upper byte of f16 */
+}
+
+uint8_t f32_to_f8e4m3(float f) {
+  uint32_t u = bits_of(f), sign = (u >> 24) & 0x80u, a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) return 0x7f;
+  if (a >= 0x43e80000u) return (uint8_t)(sign | 0x7eu);              /* from 464, midway to 480, on: 448 */
+  if (a < 0x3c800000u)                                               /* below 2^-6: subnormal */
+    return (uint8_t)(sign | (uint32_t)lrintf(float_of(a) * 512.0f)); /* 2^9: their unit */
+  return (uint8_t)(sign | ((a + 0x7ffffu + ((a >> 20) & 1u) - 0x3c000000u) >> 20));
+}
+
+float e4m3_row_quantise(const float *src, uint8_t *dst, int64_t n) {
+  float top = 0;
+  for (int64_t i = 0; i < n; i++) {
+    float a = fabsf(src[i]);
+    if (!(a <= FLT_MAX)) a = INFINITY;
+    if (a > top) top = a;
+  }
+  float scale = top * (1.0f / 448.0f), inverse = 0;
+  if (scale < FLT_MIN) scale = 0; /* its inverse would be infinite */
+  if (scale > 0) inverse = 1.0f / scale;
+  for (int64_t i = 0; i < n; i++) dst[i] = f32_to_f8e4m3(src[i] * inverse);
+  return scale;
 }
 
 /* Files may keep values at any address, so they are copied out, not read through a pointer to their type;

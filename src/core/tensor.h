@@ -22,6 +22,8 @@ typedef enum dtype {
   DT_I32,
   DT_I64,
   DT_BOOL,
+  DT_E4M3_ROWS, /* never in a file: rows of e4m3, then (from the next 16 bytes on) an F32 scale for each row,
+                   by which its values are multiplied */
   DT_COUNT
 } dtype;
 
@@ -40,6 +42,8 @@ bool dtype_is_float(dtype type);
 
 int64_t tensor_count(const tensor *t); /* elements; 0 for the null tensor */
 size_t tensor_bytes(const tensor *t);
+/* Where the scales of a DT_E4M3_ROWS begin. */
+float *tensor_scales(const tensor *t);
 int64_t tensor_rows(const tensor *t); /* product of all but the last dimension */
 int64_t tensor_cols(const tensor *t); /* the last dimension */
 bool tensor_same_shape(const tensor *a, const tensor *b);
@@ -51,7 +55,8 @@ bool tensor_dims_count(int ndim, const int64_t *dim, int64_t *count);
 tensor tensor_view(tensor t, int ndim, const int64_t *dim);
 #define TENSOR_VIEW(t, ...) \
   tensor_view((t), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__})
-/* Entries [begin, begin+count) of the first dimension. */
+/* Entries [begin, begin+count) of the first dimension; the null tensor for DT_E4M3_ROWS, which has no slices.
+ */
 tensor tensor_slice(tensor t, int64_t begin, int64_t count);
 /* Describe caller-owned host memory. */
 tensor tensor_of(dtype type, void *data, int ndim, const int64_t *dim);
@@ -66,6 +71,11 @@ uint16_t f32_to_f16(float f);
 float f16_to_f32(uint16_t h);
 float f8e4m3_to_f32(uint8_t b);
 float f8e5m2_to_f32(uint8_t b);
+/* To nearest even, what is too large to 448; NaN stays NaN. */
+uint8_t f32_to_f8e4m3(float f);
+/* One row of DT_E4M3_ROWS; returns its scale, the largest magnitude / 448. A row with a value that is not
+ * finite gets the scale infinity, so that whatever is made of it is not finite either. */
+float e4m3_row_quantise(const float *src, uint8_t *dst, int64_t n);
 /* Convert n host elements of any float dtype (or F64) to f32 / from f32 to F32, BF16 or F16. src of the
  * first may lie at any address. */
 void convert_to_f32(dtype from, const void *src, float *dst, size_t n);

@@ -113,18 +113,28 @@ typedef struct work {
   tensor q, k, v; // act (L, C)
 } work;
 
+/* y as the block's large products take it: in the act dtype itself, otherwise a copy in the current scope. */
+static tensor operand(dit *d, const dit_block *b, tensor y) {
+  return op_cast(d->be, y, b->coarse ? d->be->product : DT_NONE);
+}
+
 /* w->q = W_o Attn(y), with rotated queries and keys */
 static void self_attention(dit *d, const dit_block *b, tensor y, const work *w) {
   backend *be = d->be;
   const int heads = d->config.heads;
-  linear_into(be, y, &b->self.q, w->q);
-  linear_into(be, y, &b->self.k, w->k);
-  linear_into(be, y, &b->self.v, w->v);
+  scope_mark mark = scope_begin(be);
+  tensor a = operand(d, b, y);
+  linear_into(be, a, &b->self.q, w->q);
+  linear_into(be, a, &b->self.k, w->k);
+  linear_into(be, a, &b->self.v, w->v);
+  scope_end(be, mark);
   op_qk_norm_rope(be, w->q, &b->self.norm_q, d->config.eps, d->rope, heads);
   op_qk_norm_rope(be, w->k, &b->self.norm_k, d->config.eps, d->rope, heads);
-  attention_spec spec = {.heads = heads, .scale = 1 / sqrtf((float)(d->config.dim / heads))};
+  attention_spec spec = {
+      .heads = heads, .scale = 1 / sqrtf((float)(d->config.dim / heads)), .coarse = b->coarse};
   op_attention_into(be, w->q, w->k, w->v, &spec, y);
-  linear_into(be, y, &b->self.o, w->q);
+  linear_into(be, operand(d, b, y), &b->self.o, w->q);
+  scope_end(be, mark);
 }
 
 /* x += W_o Attn(y, text): no rotation */
@@ -132,12 +142,15 @@ static void cross_attention(dit *d, const dit_block *b, int layer, tensor x, ten
                             const dit_text *t) {
   backend *be = d->be;
   const int heads = d->config.heads;
-  linear_into(be, y, &b->cross.q, q);
+  scope_mark mark = scope_begin(be);
+  linear_into(be, operand(d, b, y), &b->cross.q, q);
+  scope_end(be, mark);
   op_qk_norm_rope(be, q, &b->cross.norm_q, d->config.eps, (tensor){0}, heads);
   attention_spec spec = {
       .heads = heads, .scale = 1 / sqrtf((float)(d->config.dim / heads)), .key_bias = t->key_bias};
   op_attention_into(be, q, t->k[layer], t->v[layer], &spec, y);
-  op_linear_add(be, y, &b->cross.o.w, &b->cross.o.b, x);
+  op_linear_add(be, operand(d, b, y), &b->cross.o.w, &b->cross.o.b, x);
+  scope_end(be, mark);
 }
 
 /* y = W2 gelu(W0 y) */
@@ -147,8 +160,8 @@ static void feed_forward(dit *d, const dit_block *b, tensor y) {
   for (int64_t i = 0; i < L; i += size) {
     scope_mark mark = scope_begin(be);
     tensor yi = tensor_slice(y, i, i + size < L ? size : L - i);
-    tensor h = linear(be, yi, &b->ffn0, ACT_GELU_TANH, DT_NONE); // (size, ffn_dim)
-    linear_into(be, h, &b->ffn2, yi);
+    tensor h = linear(be, operand(d, b, yi), &b->ffn0, ACT_GELU_TANH, DT_NONE); // (size, ffn_dim)
+    linear_into(be, operand(d, b, h), &b->ffn2, yi);
     scope_end(be, mark);
   }
 }

@@ -38,6 +38,10 @@ const dit_config *dit_get_config(const dit *d);
 const weight_set *dit_weights(const dit *d);
 /* How many blocks stay loaded; the others are streamed. */
 int dit_resident_blocks(const dit *d);
+/* With a backend in fp8: true makes passes compute in bf16 from here on, false goes back to fp8. Weights that
+ * change are unloaded and come from the file again; which blocks stay loaded is decided anew. No-op in other
+ * precisions. */
+void dit_set_exact(dit *d, bool exact);
 /* Map ahead of use: asks the system to read the expert's pages (before an expert switch). */
 void dit_prefetch(dit *d);
 /* Unload every prepared weight (the other expert takes over). */

@@ -22,6 +22,7 @@ typedef struct dit_block {
   dit_linear ffn0, ffn2;
   weight_group group;
   residency_mode mode;
+  bool coarse; /* large products and self-attention in the backend's product dtype; otherwise in act */
 } dit_block;
 
 struct dit {
@@ -31,6 +32,7 @@ struct dit {
   dit_linear patch, text0, text2, time0, time2, time_proj, head;
   weight head_modulation;
   weight_group patch_group, text_group, time_group, head_group;
+  uint64_t keep_bytes;       /* of prepared weights, between passes */
   residency_mode outer_mode; /* of the four groups above */
   dit_block *blocks;
   tensor rope; /* F32 [L, head_dim/2, 2] of the grid below, kept between steps */

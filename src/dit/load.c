@@ -92,7 +92,8 @@ static wan_status bind_all(dit *d) {
 }
 
 /* Blocks stay loaded, first ones first, while they fit into what the caller allows. */
-static void choose_residency(dit *d, uint64_t keep_bytes) {
+static void choose_residency(dit *d) {
+  const uint64_t keep_bytes = d->keep_bytes;
   weight_group *const outer[] = {&d->patch_group, &d->text_group, &d->time_group, &d->head_group};
   uint64_t used = 0;
   for (size_t i = 0; i < 4; i++) used += weight_group_bytes(d->be, outer[i]);
@@ -102,6 +103,32 @@ static void choose_residency(dit *d, uint64_t keep_bytes) {
     used += weight_group_bytes(d->be, &d->blocks[i].group);
     d->blocks[i].mode = used <= keep_bytes ? RESIDENCY_KEEP : RESIDENCY_STREAM;
   }
+}
+
+/* ---- Eight bits ---- */
+
+/* Blocks at each end that stay in the act dtype: the first read what nothing has evened out yet, the last's
+ * errors nothing corrects. */
+enum { EXACT_ENDS = 1 };
+
+static void set_coarse(dit_block *b, bool coarse) {
+  weight *const large[] = {&b->self.q.w,  &b->self.k.w,  &b->self.v.w, &b->self.o.w,
+                           &b->cross.q.w, &b->cross.o.w, &b->ffn0.w,   &b->ffn2.w};
+  b->coarse = coarse;
+  for (size_t i = 0; i < sizeof large / sizeof large[0]; i++)
+    large[i]->role = coarse ? WEIGHT_PRODUCT : WEIGHT_LINEAR;
+}
+
+void dit_set_exact(dit *d, bool exact) {
+  const bool eight = d->be->product != d->be->act;
+  for (int i = 0; i < d->config.layers; i++) {
+    const bool inner = i >= EXACT_ENDS && i < d->config.layers - EXACT_ENDS,
+               coarse = eight && inner && !exact;
+    if (d->blocks[i].coarse == coarse) continue;
+    weight_group_drop(d->be, &d->blocks[i].group);
+    set_coarse(&d->blocks[i], coarse);
+  }
+  choose_residency(d);
 }
 
 /* The config.json that belongs to `path`: in that folder, or beside that file; *out NULL when there is
@@ -128,6 +155,7 @@ static wan_status open_set(backend *be, weight_set *set, const char *config, uin
     return WAN_ERR_MEMORY;
   }
   d->be = be;
+  d->keep_bytes = keep_bytes;
   d->set = set;
   wan_status s = dit_read_config(d, config);
   if (s == WAN_OK && !(d->blocks = core_calloc(be->ctx, (size_t)d->config.layers, sizeof *d->blocks)))
@@ -137,7 +165,7 @@ static wan_status open_set(backend *be, weight_set *set, const char *config, uin
     dit_close(d);
     return s;
   }
-  choose_residency(d, keep_bytes);
+  dit_set_exact(d, false);
   *out = d;
   return WAN_OK;
 }

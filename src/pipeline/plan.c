@@ -25,8 +25,7 @@ typedef struct dry_run {
 
 static wan_status dry_open(dry_run *d, const wan_model *m, size_t scopes) {
   core_ctx_init(&d->ctx);
-  const backend_config config = {.name = m->be->ops->name,
-                                 .precision = m->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16};
+  const backend_config config = {.name = m->be->ops->name, .precision = m->be->precision};
   wan_status s = backend_open_dry(&d->ctx, &config, &d->be);
   if (s == WAN_OK) s = scope_reserve(d->be, scopes);
   return s == WAN_OK ? s : core_fail(m->ctx, s, "%s", d->ctx.message);

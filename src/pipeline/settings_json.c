@@ -60,6 +60,8 @@ static const field resolved[] = {
 };
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 static const char *const rng_names[] = {"torch-cpu", "philox"};
+static const char *const precision_names[] = {
+    [WAN_PRECISION_BF16] = "bf16", [WAN_PRECISION_F32] = "f32", [WAN_PRECISION_FP8] = "fp8"};
 static const char *const schedule_names[] = {"official", "diffusers"};
 
 static json_t *field_value(const wan_generate_params *p, const field *f) {
@@ -162,7 +164,7 @@ static json_t *settings_object(const wan_model *m, const run_settings *s) {
     bad |= json_object_set_new(o, fields[i].key, field_value(p, &fields[i]));
   bad |= put_lists(o, s);
   bad |= json_object_set_new(o, "backend", json_string(m->be->ops->name));
-  bad |= json_object_set_new(o, "precision", json_string(m->be->act == DT_F32 ? "f32" : "bf16"));
+  bad |= json_object_set_new(o, "precision", json_string(precision_names[m->be->precision]));
   if (!bad) return o;
   json_decref(o);
   return NULL;

@@ -407,11 +407,14 @@ static int run_group(const char *group, const ops_test *tests, int count, void *
   return cmocka_run_group_tests_name(group, list, NULL, NULL);
 }
 
+static const char *const precision_names[] = {
+    [WAN_PRECISION_BF16] = "bf16", [WAN_PRECISION_F32] = "f32", [WAN_PRECISION_FP8] = "fp8"};
+
 static int run_backend(const char *program, const char *name, wan_precision precision, uint64_t seed,
                        const ops_test *tests, int count) {
   backend_config config = {.name = "ref", .precision = precision};
   char group[128];
-  snprintf(group, sizeof group, "%s %s %s", program, name, precision == WAN_PRECISION_F32 ? "f32" : "bf16");
+  snprintf(group, sizeof group, "%s %s %s", program, name, precision_names[precision]);
   rig *r = calloc(1, sizeof *r);
   if (!r) return 1;
   core_ctx_init(&r->ref_ctx);
@@ -439,15 +442,16 @@ static int run_backend(const char *program, const char *name, wan_precision prec
   return failures;
 }
 
-int ops_run(const char *program, const ops_test *tests, int count) {
+static int run_all(const char *program, const wan_precision *precisions, int precision_count,
+                   const ops_test *tests, int count) {
   const char *only = getenv("WAN_TEST_BACKEND"), *fixed = getenv("WAN_TEST_SEED");
   uint64_t seed = fixed ? strtoull(fixed, NULL, 0) : (uint64_t)(core_now() * 1e9);
   int failures = 0, ran = 0;
   for (int i = 0; backend_name(i); i++) {
     const char *name = backend_name(i);
     if (only ? strcmp(only, name) != 0 : strcmp(name, "ref") == 0) continue;
-    failures += run_backend(program, name, WAN_PRECISION_F32, seed, tests, count);
-    failures += run_backend(program, name, WAN_PRECISION_BF16, seed, tests, count);
+    for (int p = 0; p < precision_count; p++)
+      failures += run_backend(program, name, precisions[p], seed, tests, count);
     ran++;
   }
   if (!ran) {
@@ -455,4 +459,14 @@ int ops_run(const char *program, const ops_test *tests, int count) {
     failures += run_group(program, &none, 1, (void *)(uintptr_t) "this build has only ref");
   }
   return failures;
+}
+
+int ops_run(const char *program, const ops_test *tests, int count) {
+  const wan_precision both[] = {WAN_PRECISION_F32, WAN_PRECISION_BF16};
+  return run_all(program, both, 2, tests, count);
+}
+
+int ops_run_fp8(const char *program, const ops_test *tests, int count) {
+  const wan_precision fp8 = WAN_PRECISION_FP8;
+  return run_all(program, &fp8, 1, tests, count);
 }

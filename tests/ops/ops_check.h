@@ -65,6 +65,8 @@ typedef struct ops_test {
 
 /* Run the tests on every backend in both precisions. Returns the number of failures. */
 int ops_run(const char *program, const ops_test *tests, int count);
+/* The same in fp8, on those that have it. */
+int ops_run_fp8(const char *program, const ops_test *tests, int count);
 
 /* ---- Random choices ---- */
 

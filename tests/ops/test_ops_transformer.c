@@ -313,8 +313,8 @@ static void check_attention(rig *r, int64_t lq, int64_t lk, int64_t d, int64_t h
   if (rig_chance(r, 0.3)) rel_bias = TWIN(r, DT_F32, FILL_NORMAL, heads, lq + lk - 1);
   float scale = rig_chance(r, 0.2) ? 1 : (float)(1 / sqrt((double)d));
   if (how == FILL_OFFSET) scale = (float)(1e-4 / (double)d); /* keeps the scores near one */
-  attention_spec ref = {(int)heads, scale, key_bias.ref, rel_bias.ref};
-  attention_spec sub = {(int)heads, scale, key_bias.sub, rel_bias.sub};
+  attention_spec ref = {(int)heads, scale, key_bias.ref, rel_bias.ref, false};
+  attention_spec sub = {(int)heads, scale, key_bias.sub, rel_bias.sub, false};
   rig_note(r, " heads %lld scale %g", (long long)heads, (double)scale);
   /* A score is a sum of d terms; its error, in units of 1, is the relative error of its weight. */
   double product = (double)scale * max_norm(q.ref, heads) * max_norm(k.ref, heads);
@@ -365,7 +365,7 @@ static void test_attention_extreme(void **state) {
     twin q = TWIN(r, r->act, FILL_NORMAL, lq, d), k = TWIN(r, r->act, FILL_NORMAL, lk, d);
     twin v = TWIN(r, r->act, FILL_NORMAL, lk, d), key_bias = TWIN_FROM(r, DT_F32, bias, lk);
     free(bias);
-    attention_spec ref = {1, 0.1f, key_bias.ref, {0}}, sub = {1, 0.1f, key_bias.sub, {0}};
+    attention_spec ref = {1, 0.1f, key_bias.ref, {0}, false}, sub = {1, 0.1f, key_bias.sub, {0}, false};
     rig_compare(r, op_attention(r->ref, q.ref, k.ref, v.ref, &ref),
                 op_attention(r->be, q.sub, k.sub, v.sub, &sub), limit_f32(r->act, 1));
     rig_end(r);

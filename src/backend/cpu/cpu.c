@@ -111,6 +111,9 @@ static const backend_ops ops = {
 };
 
 wan_status backend_cpu_open(backend *be, const backend_config *config) {
+  if (be->precision == WAN_PRECISION_FP8)
+    return core_fail(be->ctx, WAN_ERR_UNSUPPORTED,
+                     "the cpu backend has no fp8 arithmetic; choose --precision bf16, or --backend cuda");
   cpu_state *s = core_calloc(be->ctx, 1, sizeof *s);
   if (!s) return WAN_ERR_MEMORY;
   be->impl = s;

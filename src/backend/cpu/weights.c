@@ -256,6 +256,7 @@ wan_status cpu_weight_load(backend *be, weight *w) {
     w->data_bytes = 0;
     return WAN_OK;
   case WEIGHT_LINEAR:
+  case WEIGHT_PRODUCT:
     s = load_matrix(be, w);
     break;
   case WEIGHT_CONV:

@@ -57,23 +57,50 @@ static bool aligned16(const void *p) {
   return (uintptr_t)p % 16 == 0;
 }
 
+static bool all_aligned(tensor q, tensor k, tensor v, tensor out) {
+  return aligned16(q.data) && aligned16(k.data) && aligned16(v.data) && aligned16(out.data);
+}
+
+static k_flash_spec flash_spec(tensor q, tensor k, tensor v, const attention_spec *spec, tensor out) {
+  return (k_flash_spec){.q = q.data,
+                        .k = k.data,
+                        .v = v.data,
+                        .out = out.data,
+                        .key_bias = spec->key_bias.data,
+                        .rel_bias = spec->rel_bias.data,
+                        .lq = q.dim[0],
+                        .lk = k.dim[0],
+                        .heads = spec->heads,
+                        .d = (int)(q.dim[1] / spec->heads),
+                        .scale = spec->scale};
+}
+
+wan_status cuda_attention_coarse(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec,
+                                 tensor out, bool *done) {
+  cuda_state *c = cuda_of(be);
+  *done = false;
+  if (!c->tensor_map_encode || !device_attention_coarse(q, k, spec) || !all_aligned(q, k, v, out))
+    return WAN_OK;
+  const size_t bytes = device_coarse_bytes(k, spec->heads);
+  void *scratch = cuda_mem_alloc(be, bytes);
+  if (!scratch) return WAN_ERR_MEMORY;
+  k_flash_spec f = flash_spec(q, k, v, spec, out);
+  *done = k_flash8(c->stream, c->tensor_map_encode, &f, scratch, bytes);
+  wan_status s = cuda_launched(be, "attention");
+  cuda_mem_free(be, scratch, bytes);
+  return s;
+}
+
 wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec, tensor out) {
   if (!tensor_count(&q)) return WAN_OK;
-  const int64_t d = q.dim[1] / spec->heads;
-  bool regular = device_attention_fused(q, spec->heads) && aligned16(q.data) && aligned16(k.data) &&
-                 aligned16(v.data) && aligned16(out.data);
+  if (spec->coarse) {
+    bool done = false;
+    CORE_TRY(cuda_attention_coarse(be, q, k, v, spec, out, &done));
+    if (done) return WAN_OK;
+  }
+  bool regular = device_attention_fused(q, spec->heads) && all_aligned(q, k, v, out);
   if (!regular) return by_products(be, q, k, v, spec, out);
-  k_flash_spec f = {.q = q.data,
-                    .k = k.data,
-                    .v = v.data,
-                    .out = out.data,
-                    .key_bias = spec->key_bias.data,
-                    .rel_bias = spec->rel_bias.data,
-                    .lq = q.dim[0],
-                    .lk = k.dim[0],
-                    .heads = spec->heads,
-                    .d = (int)d,
-                    .scale = spec->scale};
+  k_flash_spec f = flash_spec(q, k, v, spec, out);
   if (k_flash_sm90(cuda_of(be)->stream, cuda_of(be)->tensor_map_encode, &f))
     return cuda_launched(be, "attention");
   if (spec->rel_bias.type == DT_NONE && aligned16(spec->key_bias.data)) {

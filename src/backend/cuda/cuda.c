@@ -2,7 +2,7 @@
 #include "backend/cuda/cuda.h"
 #include "backend/registry.h"
 
-enum { COMPUTE_MIN = 80 };
+enum { COMPUTE_MIN = 80, COMPUTE_FP8 = 89 };
 _Static_assert((K_DOT_PARTS + 1) * sizeof(double) <= DEVICE_REDUCE_BYTES, "room for the reductions");
 
 static void cuda_close(backend *be) {
@@ -83,6 +83,12 @@ static wan_status choose_device(backend *be) {
   if (c->compute < COMPUTE_MIN)
     return core_fail(be->ctx, WAN_ERR_BACKEND,
                      "CUDA: the device has compute capability %d.%d; 8.0 or newer is needed", major, minor);
+  if (be->precision == WAN_PRECISION_FP8 && c->compute < COMPUTE_FP8)
+    return core_fail(
+        be->ctx, WAN_ERR_UNSUPPORTED,
+        "CUDA: fp8 needs a device of compute capability 8.9 or newer, this one has %d.%d; choose "
+        "--precision bf16",
+        major, minor);
   find_encoder(c);
   if (!pools) return core_fail(be->ctx, WAN_ERR_BACKEND, "CUDA: the driver has no memory pools; update it");
   return WAN_OK;

@@ -107,6 +107,8 @@ wan_status cuda_weight_load(backend *be, weight *w);
 void cuda_weight_unload(backend *be, weight *w);
 void cuda_weight_prefetch(backend *be, weight *w);
 size_t cuda_weight_bytes(backend *be, const weight *w);
+/* A loaded weight in e4m3 as a tensor: its rows, and where their scales are. */
+tensor cuda_quantised(const weight *w);
 /* A vector's copy in bf16, made when activations are bf16. */
 const void *cuda_vector_bf16(const weight *w);
 
@@ -118,10 +120,15 @@ static inline int64_t cuda_conv_width(const backend *be, int64_t ci) {
 wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out);
 wan_status cuda_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum);
 void cuda_linear_close(backend *be);
+/* x in a DT_E4M3_ROWS of its shape. */
+wan_status cuda_quantise(backend *be, tensor x, tensor out);
 /* out[b] = alpha * a[b] * op(b[b]), as k_gemm, by the library where it can. */
 wan_status cuda_gemm(backend *be, const k_gemm_spec *g, k_data a, k_data b, k_data out);
 
 wan_status cuda_attention(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec, tensor out);
+/* Attention in 8 bits; *done is false where there is none for this case. */
+wan_status cuda_attention_coarse(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec,
+                                 tensor out, bool *done);
 /* The library's attention; *done is false when it has none for this case. */
 wan_status cuda_attention_dnn(backend *be, tensor q, tensor k, tensor v, const attention_spec *spec,
                               tensor out, bool *done);

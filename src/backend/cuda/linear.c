@@ -6,6 +6,9 @@
  * elementwise pass over an f32 result does. Where the library has no kernel at all (odd row lengths on some
  * cards) gemm.cu has one.
  *
+ * Operands in e4m3 have a scale for each row of x and of the weight, which the library applies on Hopper;
+ * elsewhere it makes plain products, and the pass over the f32 result applies them.
+ *
  * Everything here is row-major, the library column-major: it is given the transposed problem, so that "A"
  * below is the caller's b. */
 #include "backend/cuda/cuda.h"
@@ -13,13 +16,16 @@
 #include <string.h>
 
 enum { PLANS_KEPT = CUDA_PLANS / 2 };
+/* Hopper's sums of e4m3 products keep some 14 bits; 0 makes the library carry them over into f32 now and
+ * then. */
+enum { FAST_FP8 = 1 };
 
 typedef struct plan_key {
   int64_t m, n, k, lda, ldb, ldo, batch, stride_a, stride_b, stride_o;
   int32_t type, out_type; /* k_type */
   int32_t bt, epilogue;
   int32_t align_a, align_b, align_o; /* bytes, at most 16 */
-  int32_t reserved;                  /* no padding: keys are compared as bytes */
+  int32_t scaled;                    /* by rows; and no padding: keys are compared as bytes */
 } plan_key;
 
 struct linear_plan {
@@ -49,12 +55,15 @@ void cuda_linear_close(backend *be) {
 }
 
 static cudaDataType_t data_type(int32_t t) {
-  return t == K_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+  return t == K_BF16 ? CUDA_R_16BF : t == K_F8E4M3 ? CUDA_R_8F_E4M3 : CUDA_R_32F;
+}
+
+static int64_t bytes_of(k_type t) {
+  return t == K_BF16 ? 2 : t == K_F8E4M3 ? 1 : 4;
 }
 
 static int32_t alignment(const void *p, int64_t ld, int64_t stride, k_type type) {
-  uintptr_t bits = (uintptr_t)p | (uintptr_t)(ld * (type == K_BF16 ? 2 : 4)) |
-                   (uintptr_t)(stride * (type == K_BF16 ? 2 : 4));
+  uintptr_t bits = (uintptr_t)p | (uintptr_t)(ld * bytes_of(type)) | (uintptr_t)(stride * bytes_of(type));
   int32_t a = 16;
   while (bits & (uintptr_t)(a - 1)) a /= 2;
   return a;
@@ -72,19 +81,37 @@ static bool layout(cuda_libraries *lib, cublasLtMatrixLayout_t *l, int32_t type,
                                                sizeof stride) == CUBLAS_STATUS_SUCCESS;
 }
 
-static bool describe(cuda_libraries *lib, linear_plan *p) {
+static bool set(cuda_libraries *lib, cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t name,
+                const void *value, size_t size) {
+  return lib->cublasLtMatmulDescSetAttribute(d, name, value, size) == CUBLAS_STATUS_SUCCESS;
+}
+
+/* The library's A is b. */
+static bool set_scales(cuda_libraries *lib, linear_plan *p, const k_gemm_spec *g) {
+  return set(lib, p->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &g->scale_b, sizeof g->scale_b) &&
+         set(lib, p->desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g->scale_a, sizeof g->scale_a);
+}
+
+static bool describe_scales(cuda_libraries *lib, linear_plan *p, const k_gemm_spec *g) {
+  const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+  return set(lib, p->desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode, sizeof mode) &&
+         set(lib, p->desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode, sizeof mode) && set_scales(lib, p, g);
+}
+
+static bool describe(cuda_libraries *lib, linear_plan *p, const k_gemm_spec *g) {
   const plan_key *k = &p->key;
   cublasOperation_t turn = k->bt ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)k->epilogue;
   cudaDataType_t bias = data_type(k->out_type);
+  const int8_t fast = FAST_FP8; /* ignored by products of other dtypes */
   if (lib->cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS ||
-      lib->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &turn, sizeof turn) !=
-          CUBLAS_STATUS_SUCCESS ||
-      lib->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                          sizeof epilogue) != CUBLAS_STATUS_SUCCESS ||
-      lib->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias) !=
-          CUBLAS_STATUS_SUCCESS)
+      !set(lib, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &turn, sizeof turn) ||
+      !set(lib, p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) ||
+      !set(lib, p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias))
     return false;
+  if (k->type == K_F8E4M3 && !set(lib, p->desc, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast))
+    return false;
+  if (k->scaled && !describe_scales(lib, p, g)) return false;
   return layout(lib, &p->a, k->type, k->bt ? k->k : k->n, k->bt ? k->n : k->k, k->ldb, k->batch,
                 k->stride_b) &&
          layout(lib, &p->b, k->type, k->k, k->m, k->lda, k->batch, k->stride_a) &&
@@ -132,7 +159,7 @@ static size_t slot_of(const plan_key *k) {
 }
 
 /* The plan for a key, made if need be; NULL when memory is short. */
-static linear_plan *plan_for(backend *be, const plan_key *key) {
+static linear_plan *plan_for(backend *be, const plan_key *key, const k_gemm_spec *g) {
   cuda_state *c = cuda_of(be);
   if (c->linear_count >= PLANS_KEPT) cuda_linear_close(be); /* many shapes: start over */
   size_t i = slot_of(key);
@@ -141,7 +168,7 @@ static linear_plan *plan_for(backend *be, const plan_key *key) {
   linear_plan *p = core_calloc(be->ctx, 1, sizeof *p);
   if (!p) return NULL;
   p->key = *key;
-  p->usable = describe(&c->lib, p) && choose(c, p);
+  p->usable = describe(&c->lib, p, g) && choose(c, p);
   c->linear[i] = p;
   c->linear_count++;
   return p;
@@ -165,14 +192,16 @@ static wan_status product(backend *be, const k_gemm_spec *g, k_data a, k_data b,
                   .type = (int32_t)a.type,
                   .out_type = (int32_t)out.type,
                   .bt = g->bt,
+                  .scaled = g->scale_a != NULL,
                   .epilogue = (int32_t)epilogue,
                   .align_a = alignment(a.p, g->lda, g->stride_a, a.type),
                   .align_b = alignment(b.p, g->ldb, g->stride_b, b.type),
                   .align_o = alignment(out.p, g->ldo, g->stride_o, out.type)};
-  linear_plan *p = plan_for(be, &key);
+  linear_plan *p = plan_for(be, &key, g);
   if (!p) return WAN_ERR_MEMORY;
   *done = p->usable;
   if (!p->usable) return WAN_OK;
+  if (g->scale_a) set_scales(&c->lib, p, g);
   if (bias)
     c->lib.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
   cublasStatus_t s =
@@ -194,17 +223,51 @@ wan_status cuda_gemm(backend *be, const k_gemm_spec *g, k_data a, k_data b, k_da
   return cuda_launched(be, "a matrix product");
 }
 
-/* x in the weight's dtype: itself, or a copy the caller frees. */
-static wan_status operand(backend *be, tensor x, dtype type, k_data *in, void **copy, size_t *bytes) {
+wan_status cuda_quantise(backend *be, tensor x, tensor out) {
+  k_quantise(cuda_of(be)->stream, cuda_data(x), out.data, tensor_scales(&out), tensor_rows(&x),
+             (int)tensor_cols(&x));
+  return cuda_launched(be, "quantising");
+}
+
+/* x in the weight's dtype: itself, or a copy whose data the caller frees. */
+static wan_status operand(backend *be, tensor *x, dtype type, void **copy, size_t *bytes) {
+  tensor in = *x;
   *copy = NULL;
   *bytes = 0;
-  *in = cuda_data(x);
-  if (x.type == type) return WAN_OK;
-  *bytes = (size_t)tensor_count(&x) * dtype_size(type);
-  if (!(*copy = cuda_mem_alloc(be, *bytes))) return WAN_ERR_MEMORY;
-  *in = (k_data){*copy, cuda_type(type)};
-  k_activate(cuda_of(be)->stream, cuda_data(x), K_NONE, *in, tensor_count(&x));
-  return cuda_launched(be, "a cast");
+  if (x->type == type) return WAN_OK;
+  in.type = type;
+  *bytes = tensor_bytes(&in);
+  if (!(in.data = *copy = cuda_mem_alloc(be, *bytes))) return WAN_ERR_MEMORY;
+  wan_status s = cuda_cast(be, *x, in);
+  *x = in;
+  return s;
+}
+
+/* acc = a b^T without the scales of e4m3 operands: by the library, or for shapes it has no kernel for as an
+ * f32 product of copies that have been given their scales (*scaled). */
+static wan_status accumulate(backend *be, const k_gemm_spec *g, k_data a, k_data b, k_data acc,
+                             bool *scaled) {
+  cuda_state *c = cuda_of(be);
+  k_gemm_spec plain = *g;
+  bool done = false;
+  plain.scale_a = plain.scale_b = NULL;
+  *scaled = a.type != K_F8E4M3;
+  if (*scaled) return cuda_gemm(be, &plain, a, b, acc);
+  CORE_TRY(product(be, &plain, a, b, acc, 0, CUBLASLT_EPILOGUE_DEFAULT, NULL, &done));
+  if (done) return WAN_OK;
+  *scaled = true;
+  const size_t bytes_a = (size_t)(g->m * g->k) * sizeof(float),
+               bytes_b = (size_t)(g->n * g->k) * sizeof(float);
+  void *wide_a = cuda_mem_alloc(be, bytes_a), *wide_b = wide_a ? cuda_mem_alloc(be, bytes_b) : NULL;
+  wan_status s = wide_b ? WAN_OK : WAN_ERR_MEMORY;
+  if (s == WAN_OK) {
+    k_dequantise(c->stream, a.p, g->scale_a, wide_a, g->m, (int)g->k);
+    k_dequantise(c->stream, b.p, g->scale_b, wide_b, g->n, (int)g->k);
+    s = cuda_gemm(be, &plain, (k_data){wide_a, K_F32}, (k_data){wide_b, K_F32}, acc);
+  }
+  cuda_mem_free(be, wide_b, bytes_b);
+  cuda_mem_free(be, wide_a, bytes_a);
+  return s;
 }
 
 /* Through an f32 result and one pass over it: activations and mixtures of dtypes the library has not. */
@@ -217,9 +280,14 @@ static wan_status in_two_steps(backend *be, const k_gemm_spec *g, k_data a, k_da
     if (!(scratch = cuda_mem_alloc(be, bytes))) return WAN_ERR_MEMORY;
     acc.p = scratch;
   }
-  wan_status s = cuda_gemm(be, g, a, b, acc);
+  bool scaled = true;
+  wan_status s = accumulate(be, g, a, b, acc, &scaled);
   if (s == WAN_OK) {
-    k_bias_act(cuda_of(be)->stream, acc.p, cuda_floats(bias), cuda_act(act), out, g->m, (int)g->n);
+    if (scaled)
+      k_bias_act(cuda_of(be)->stream, acc.p, cuda_floats(bias), cuda_act(act), out, g->m, (int)g->n);
+    else
+      k_scale_bias_act(cuda_of(be)->stream, acc.p, g->scale_a, g->scale_b, cuda_floats(bias), cuda_act(act),
+                       out, g->m, (int)g->n);
     s = cuda_launched(be, "a bias");
   }
   cuda_mem_free(be, scratch, bytes);
@@ -233,11 +301,17 @@ static k_gemm_spec spec_of(tensor x, tensor out) {
 }
 
 wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bias, op_act act, tensor out) {
-  const k_gemm_spec g = spec_of(x, out);
-  k_data a, b = {w->data, cuda_type(w->type)}, o = cuda_data(out);
+  k_gemm_spec g = spec_of(x, out);
+  k_data b = {w->data, cuda_type(w->type)}, o = cuda_data(out);
   void *copy;
   size_t copy_bytes;
-  CORE_TRY(operand(be, x, w->type, &a, &copy, &copy_bytes));
+  CORE_TRY(operand(be, &x, w->type, &copy, &copy_bytes));
+  k_data a = cuda_data(x);
+  if (w->type == DT_E4M3_ROWS) {
+    tensor rows = cuda_quantised(w);
+    g.scale_a = tensor_scales(&x);
+    g.scale_b = tensor_scales(&rows);
+  }
   bool done = false;
   wan_status s = WAN_OK;
   if (device_linear_direct(w->type, act, out.type)) {
@@ -252,14 +326,29 @@ wan_status cuda_linear(backend *be, tensor x, const weight *w, const weight *bia
   return s;
 }
 
+/* The product of e4m3 operands is made in bf16, apart. */
+static wan_status linear_add_quantised(backend *be, tensor x, const weight *w, const weight *bias,
+                                       tensor sum) {
+  tensor y = sum;
+  y.type = DT_BF16;
+  const size_t bytes = tensor_bytes(&y);
+  if (!(y.data = cuda_mem_alloc(be, bytes))) return WAN_ERR_MEMORY;
+  wan_status s = cuda_linear(be, x, w, bias, ACT_NONE, y);
+  if (s == WAN_OK) s = cuda_gate_add(be, sum, y, (tensor){0}, NULL, 0);
+  cuda_mem_free(be, y.data, bytes);
+  return s;
+}
+
 /* The library reads the sum as its third operand; where it can't, the product is made apart. */
 wan_status cuda_linear_add(backend *be, tensor x, const weight *w, const weight *bias, tensor sum) {
+  if (w->type == DT_E4M3_ROWS) return linear_add_quantised(be, x, w, bias, sum);
   const k_gemm_spec g = spec_of(x, sum);
   const size_t bytes = tensor_bytes(&sum);
-  k_data a, b = {w->data, cuda_type(w->type)}, o = cuda_data(sum);
+  k_data b = {w->data, cuda_type(w->type)}, o = cuda_data(sum);
   void *copy, *apart = NULL;
   size_t copy_bytes;
-  CORE_TRY(operand(be, x, w->type, &a, &copy, &copy_bytes));
+  CORE_TRY(operand(be, &x, w->type, &copy, &copy_bytes));
+  k_data a = cuda_data(x);
   bool done = false;
   wan_status s = product(be, &g, a, b, o, 1, bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
                          bias ? bias->data : NULL, &done);

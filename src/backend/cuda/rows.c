@@ -12,6 +12,7 @@ k_type cuda_type(dtype t) {
   case DT_F16:
     return K_F16;
   case DT_F8E4M3:
+  case DT_E4M3_ROWS:
     return K_F8E4M3;
   case DT_F8E5M2:
     return K_F8E5M2;
@@ -115,6 +116,7 @@ wan_status cuda_activate(backend *be, tensor x, op_act act, tensor out) {
 }
 
 wan_status cuda_cast(backend *be, tensor x, tensor out) {
+  if (out.type == DT_E4M3_ROWS) return cuda_quantise(be, x, out);
   return cuda_activate(be, x, ACT_NONE, out);
 }
 

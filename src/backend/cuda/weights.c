@@ -10,8 +10,19 @@ const void *cuda_vector_bf16(const weight *w) {
   return w ? (const char *)w->data + device_twin_offset(w) : NULL;
 }
 
+tensor cuda_quantised(const weight *w) {
+  tensor t = w->src;
+  t.type = DT_E4M3_ROWS;
+  t.data = w->data;
+  return t;
+}
+
 static int64_t conv_taps(const weight *w) {
   return tensor_count(&w->src) / (w->src.dim[0] * w->src.dim[1]);
+}
+
+static bool is_conv(const weight *w) {
+  return w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP;
 }
 
 /* From raw (device, the file's dtype) to data. */
@@ -19,30 +30,34 @@ static wan_status arrange(backend *be, const weight *w, void *raw, void *data) {
   cuda_state *c = cuda_of(be);
   const int64_t n = tensor_count(&w->src);
   k_data from = {raw, cuda_type(w->src.type)}, to = {data, cuda_type(w->type)};
-  if (w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP) {
-    void *wide = NULL;
-    if (w->src.type != DT_F32 && w->src.type != DT_BF16) { /* the packing kernels read these two */
-      if (!(wide = cuda_mem_alloc(be, (size_t)n * sizeof(float)))) return WAN_ERR_MEMORY;
-      k_convert(c->stream, from, (k_data){wide, K_F32}, n);
-      from = (k_data){wide, K_F32};
-    }
+  void *wide = NULL;
+  /* the kernels of these two read f32 and bf16 */
+  if ((is_conv(w) || w->type == DT_E4M3_ROWS) && w->src.type != DT_F32 && w->src.type != DT_BF16) {
+    if (!(wide = cuda_mem_alloc(be, (size_t)n * sizeof(float)))) return WAN_ERR_MEMORY;
+    k_convert(c->stream, from, (k_data){wide, K_F32}, n);
+    from = (k_data){wide, K_F32};
+  }
+  if (w->type == DT_E4M3_ROWS) {
+    tensor rows = cuda_quantised(w);
+    rows.data = data;
+    k_quantise(c->stream, from, data, tensor_scales(&rows), tensor_rows(&rows), (int)tensor_cols(&rows));
+  } else if (is_conv(w)) {
     int co = (int)w->src.dim[0], ci = (int)w->src.dim[1], width = (int)cuda_conv_width(be, ci);
     if (w->role == WEIGHT_CONV)
       k_pack_conv(c->stream, from, to, co, ci, (int)conv_taps(w), width);
     else
       k_pack_up(c->stream, from, to, co, ci, width);
-    cuda_mem_free(be, wide, (size_t)n * sizeof(float));
   } else {
     k_convert(c->stream, from, to, n);
   }
+  cuda_mem_free(be, wide, (size_t)n * sizeof(float));
   return cuda_launched(be, "converting weights");
 }
 
 static wan_status fill(backend *be, weight *w, void *data) {
   cuda_state *c = cuda_of(be);
   const size_t raw_bytes = tensor_bytes(&w->src);
-  bool packed = w->role == WEIGHT_CONV || w->role == WEIGHT_CONV_UP;
-  if (w->src.type == w->type && !packed) {
+  if (w->src.type == w->type && !is_conv(w)) {
     CORE_TRY(cuda_upload_weight(be, data, w));
   } else {
     void *raw = cuda_mem_alloc(be, raw_bytes);
@@ -72,7 +87,7 @@ wan_status cuda_weight_load(backend *be, weight *w) {
     return WAN_OK;
   }
   dtype type = DT_NONE;
-  size_t bytes = device_weight_bytes(be->act, w, &type);
+  size_t bytes = device_weight_bytes(be, w, &type);
   void *data = cuda_weight_memory(be, bytes);
   if (!data) return WAN_ERR_MEMORY;
   w->type = type;
@@ -106,5 +121,5 @@ void cuda_weight_unload(backend *be, weight *w) {
 
 size_t cuda_weight_bytes(backend *be, const weight *w) {
   dtype type;
-  return device_weight_bytes(be->act, w, &type);
+  return device_weight_bytes(be, w, &type);
 }

@@ -50,7 +50,10 @@ void ref_set(tensor t, int64_t i, double value) {
 
 void ref_read_row(tensor t, int64_t row, double *dst) {
   int64_t n = tensor_cols(&t);
-  if (t.type == DT_BF16)
+  if (t.type == DT_E4M3_ROWS) {
+    double scale = tensor_scales(&t)[row];
+    for (int64_t i = 0; i < n; i++) dst[i] = scale * f8e4m3_to_f32(((const uint8_t *)t.data)[row * n + i]);
+  } else if (t.type == DT_BF16)
     for (int64_t i = 0; i < n; i++) dst[i] = bf16_to_f32(((const uint16_t *)t.data)[row * n + i]);
   else
     for (int64_t i = 0; i < n; i++) dst[i] = ((const float *)t.data)[row * n + i];
@@ -127,6 +130,32 @@ static wan_status sync(backend *be) {
   return WAN_OK;
 }
 
+/* Rows of x as e4m3 and scales, by way of f32. */
+wan_status ref_quantise(backend *be, tensor x, tensor out) {
+  const int64_t rows = tensor_rows(&x), n = tensor_cols(&x);
+  float *row = core_alloc(be->ctx, (size_t)n * sizeof *row);
+  if (!row) return WAN_ERR_MEMORY;
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t i = 0; i < n; i++) row[i] = (float)ref_get(x.type, x.data, r * n + i);
+    tensor_scales(&out)[r] = e4m3_row_quantise(row, (uint8_t *)out.data + r * n, n);
+  }
+  core_free(be->ctx, row);
+  return WAN_OK;
+}
+
+/* A weight's values as they are once they went through e4m3: F32. */
+static wan_status load_quantised(backend *be, weight *w) {
+  tensor rows = w->src;
+  rows.type = DT_E4M3_ROWS;
+  if (!(rows.data = core_alloc(be->ctx, tensor_bytes(&rows)))) return WAN_ERR_MEMORY;
+  wan_status s = ref_quantise(be, w->src, rows);
+  const int64_t n = tensor_cols(&rows);
+  for (int64_t i = 0; s == WAN_OK && i < tensor_count(&rows); i++)
+    ((float *)w->data)[i] = tensor_scales(&rows)[i / n] * f8e4m3_to_f32(((const uint8_t *)rows.data)[i]);
+  core_free(be->ctx, rows.data);
+  return s;
+}
+
 /* ---- Weights: the order of the file, converted to the dtype of the role where it differs ---- */
 
 static dtype role_type(const backend *be, const weight *w) {
@@ -136,6 +165,8 @@ static dtype role_type(const backend *be, const weight *w) {
     return DT_F32;
   case WEIGHT_TABLE:
     return w->src.type; /* rows are converted as they are looked up */
+  case WEIGHT_PRODUCT:
+    return be->product == DT_E4M3_ROWS ? DT_F32 : be->act;
   default:
     return be->act;
   }
@@ -151,7 +182,8 @@ static wan_status weight_load(backend *be, weight *w) {
   w->type = role_type(be, w);
   w->data_bytes = 0;
   bool aligned = (uintptr_t)w->src.data % dtype_size(w->src.type) == 0;
-  if (w->role == WEIGHT_TABLE || (w->src.type == w->type && aligned)) {
+  bool quantised = w->role == WEIGHT_PRODUCT && be->product == DT_E4M3_ROWS;
+  if (w->role == WEIGHT_TABLE || (w->src.type == w->type && aligned && !quantised)) {
     w->data = w->src.data;
     return WAN_OK;
   }
@@ -162,6 +194,7 @@ static wan_status weight_load(backend *be, weight *w) {
     return WAN_ERR_MEMORY;
   }
   w->data_bytes = bytes;
+  if (quantised) return load_quantised(be, w);
   for (int64_t i = 0; i < count; i++) set_value(w->type, w->data, i, ref_get(w->src.type, w->src.data, i));
   return WAN_OK;
 }

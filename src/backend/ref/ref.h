@@ -17,6 +17,8 @@ void ref_write_row(tensor t, int64_t row, const double *src);
 /* n doubles of scratch memory, NULL with a message on failure. */
 double *ref_scratch(backend *be, int64_t n);
 double ref_activate(op_act act, double x);
+/* x to out, a DT_E4M3_ROWS of its shape. */
+wan_status ref_quantise(backend *be, tensor x, tensor out);
 /* Sum of x[i] * w[i], w of type F32 or BF16. */
 double ref_dot(const double *x, dtype type, const void *w, int64_t n);
 /* A bias (or other vector) entry; 0 when there is no vector. */

@@ -5,7 +5,24 @@
 #include <math.h>
 
 static wan_status product(backend *be, tensor x, const weight *w, const weight *bias, op_act act, bool add,
+                          tensor out);
+
+/* The operand of a product in 8 bits: x rounded to it. */
+static wan_status product_of_quantised(backend *be, tensor x, const weight *w, const weight *bias, op_act act,
+                                       bool add, tensor out) {
+  tensor rows = x;
+  rows.type = DT_E4M3_ROWS;
+  if (!(rows.data = core_alloc(be->ctx, tensor_bytes(&rows)))) return WAN_ERR_MEMORY;
+  wan_status s = ref_quantise(be, x, rows);
+  if (s == WAN_OK) s = product(be, rows, w, bias, act, add, out);
+  core_free(be->ctx, rows.data);
+  return s;
+}
+
+static wan_status product(backend *be, tensor x, const weight *w, const weight *bias, op_act act, bool add,
                           tensor out) {
+  if (w->role == WEIGHT_PRODUCT && be->product == DT_E4M3_ROWS && x.type != DT_E4M3_ROWS)
+    return product_of_quantised(be, x, w, bias, act, add, out);
   int64_t rows = tensor_rows(&x), k = tensor_cols(&x), n = tensor_cols(&out);
   double *in = ref_scratch(be, k);
   if (!in) return WAN_ERR_MEMORY;
@@ -192,6 +209,7 @@ wan_status ref_apply(backend *be, tensor x, op_act act, tensor out) {
 }
 
 wan_status ref_cast(backend *be, tensor x, tensor out) {
+  if (out.type == DT_E4M3_ROWS) return ref_quantise(be, x, out);
   return ref_apply(be, x, ACT_NONE, out);
 }
 

@@ -78,6 +78,13 @@ void k_dot(k_stream s, const float *a, const float *b, int64_t n, double *part);
 /* x + (act(out + bias)): what a matrix product without epilogue still needs. bias may be NULL. */
 void k_bias_act(k_stream s, const float *acc, const float *bias, k_act act, k_data out, int64_t rows, int c);
 
+/* ---- quantise.cu: DT_E4M3_ROWS ---- */
+void k_quantise(k_stream s, k_data x, void *out, float *scales, int64_t rows, int c); /* x F32 or BF16 */
+void k_dequantise(k_stream s, const void *x, const float *scales, float *out, int64_t rows, int c);
+/* act(acc * row's scale * column's scale + bias): acc F32 [rows, c]; bias may be NULL. */
+void k_scale_bias_act(k_stream s, const float *acc, const float *row_scales, const float *column_scales,
+                      const float *bias, k_act act, k_data out, int64_t rows, int c);
+
 /* ---- shuffle.cu: elements that move ---- */
 void k_patchify(k_stream s, k_data x, k_data out, int T, int h, int w, int c);
 void k_unpatchify(k_stream s, const float *y, float *out, int T, int h, int w, int c);
@@ -105,6 +112,7 @@ typedef struct k_gemm_spec {
   int64_t batch, stride_a, stride_b, stride_o;
   bool bt;
   float alpha;
+  const float *scale_a, *scale_b; /* of the rows of e4m3 operands, for the library; NULL: none */
 } k_gemm_spec;
 void k_gemm(k_stream s, const k_gemm_spec *g, k_data a, k_data b, k_data out, const float *bias, k_act act);
 
@@ -148,6 +156,10 @@ void k_flash(k_stream s, const k_flash_spec *f);
 /* Compute capability 9.0, heads of 128 channels, no biases; encoder as for k_conv_sm90. False: not this case.
  */
 bool k_flash_sm90(k_stream s, void *encoder, const k_flash_spec *f);
+
+/* ---- flash8_sm90.cu: compute capability 9.0; encoder as for k_conv_sm90 ---- */
+/* False: not this case (biases, heads of other than 128 channels). */
+bool k_flash8(k_stream s, void *encoder, const k_flash_spec *f, void *scratch, size_t bytes);
 
 #ifdef __cplusplus
 }
