@@ -155,17 +155,18 @@ static void block(bench *b, const char *name, int64_t L, int64_t C, int64_t F, i
     total += (times)*s;                       \
     flops += (times) * (work);                \
   } while (0)
-  PART("linear C x C, 6 of them", 6, 2 * l * c * c, 0, op_linear_into(be, a, wc, bc, ACT_NONE, y));
+  PART("linear C x C, 5 of them", 5, 2 * l * c * c, 0, op_linear_into(be, a, wc, bc, ACT_NONE, y));
+  PART("linear C x C added to F32", 1, 2 * l * c * c, 0, op_linear_add(be, a, wc, bc, x));
   PART("linear C x F with GELU", 1, 2 * l * c * f, 0, op_linear(be, a, w0, bf, ACT_GELU_TANH, DT_NONE));
   tensor h = RANDOM(b, DT_NONE, L, F);
   PART("linear F x C", 1, 2 * l * c * f, 0, op_linear_into(be, h, w2, bc, ACT_NONE, y));
   PART("attention, self", 1, 4 * l * l * c, 0, op_attention(be, a, k, v, &self));
   PART("attention, 512 text keys", 1, 4 * l * 512 * c, 0, op_attention(be, a, tk, tv, &cross));
-  residual_add gated = {.y = a, .mod = mod, .gate = 2}, plain = {.y = a};
+  residual_add gated = {.y = a, .mod = mod, .gate = 2};
   PART("gate_add and ada_norm", 1, 0, l * c * 12, op_add_ada_norm(be, x, &gated, mod, &rows, 0, 1, 1e-6f, y));
   PART("gate_add and layer_norm", 1, 0, l * c * 12,
        op_add_layer_norm(be, x, &gated, &rows, bc, bc, 1e-6f, y));
-  PART("add and ada_norm", 1, 0, l * c * 12, op_add_ada_norm(be, x, &plain, mod, &rows, 0, 1, 1e-6f, y));
+  PART("ada_norm", 1, 0, l * c * 6, op_ada_norm(be, x, mod, &rows, 0, 1, 1e-6f, DT_NONE));
   PART("qk_norm_rope, 2 of them", 2, 0, l * c * 4 + l * 512, op_qk_norm_rope(be, y, bc, 1e-6f, rope, heads));
   PART("qk_norm of text queries", 1, 0, l * c * 4, op_qk_norm_rope(be, y, bc, 1e-6f, (tensor){0}, heads));
 #undef PART
