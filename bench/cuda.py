@@ -66,7 +66,7 @@ def ours(a, case, precision):
     p = subprocess.run(args, capture_output=True, text=True)
     rows = [json.loads(line) for line in p.stdout.splitlines() if line.startswith("{")]
     row = next((r for r in rows if "seconds" in r and "floor" in r), None)  # the ceilings have no floor
-    return row or {"error": (p.stderr.strip().splitlines() or ["no result"])[-1]}
+    return row or {"error": (p.stderr.strip().splitlines() or [f"no result, exit code {p.returncode}"])[-1]}
 
 
 def theirs(a, case, setting):
