@@ -292,7 +292,7 @@ typedef struct wan_bench_params {
 /* One line of the table. Strings are valid during the call. */
 typedef struct wan_bench_row {
   size_t size;
-  const char *stage;   /* "product" and "copy": the two ceilings; "dit-5b", ... */
+  const char *stage;   /* "product" (with fp8 also "product-8bit") and "copy": the ceilings; "dit-5b", ... */
   const char *what;    /* its size in words */
   const char *skipped; /* NULL, or why it was not run */
   int runs;

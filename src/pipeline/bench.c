@@ -47,8 +47,9 @@ typedef struct bench {
   wan_bench_fn row;
   void *user;
   int runs;
-  model_dir dir;            /* with a checkpoint */
-  double matrix, bandwidth; /* the ceilings: FLOP/s, bytes/s; 0: not measured */
+  model_dir dir; /* with a checkpoint */
+  /* The ceilings, 0: not measured. matrix8: with 8-bit operands, which only transformers use. */
+  double matrix, matrix8, bandwidth; /* FLOP/s, FLOP/s, bytes/s */
 } bench;
 
 static int by_value(const void *a, const void *b) {
@@ -93,18 +94,18 @@ static wan_status time_product(bench *b, const weight *w, int64_t n, double time
   wan_status s = backend_sync(be);
   core_free(b->ctx, host);
   CORE_TRY(s);
-  x = op_cast(be, x, DT_NONE);
+  x = op_cast(be, x, w->role == WEIGHT_PRODUCT ? be->product : be->act);
   CEILING(b, times, op_linear_into(be, x, w, NULL, ACT_NONE, y));
   qsort(times, CEILING_RUNS, sizeof *times, by_value);
   return WAN_OK;
 }
 
-static wan_status square_product(bench *b, int64_t n, double times[CEILING_RUNS]) {
+static wan_status square_product(bench *b, weight_role role, int64_t n, double times[CEILING_RUNS]) {
   random_tensors *r;
   CORE_TRY(random_tensors_create(b->ctx, &r));
   random_tensors_add(r, WEIGHT_DIMS(n, n), "product.weight");
   wan_status s = random_tensors_fill(r);
-  weight w = {.name = "product", .role = WEIGHT_LINEAR};
+  weight w = {.name = "product", .role = role};
   if (s == WAN_OK) {
     w.src = random_tensors_tensor(r, 0);
     s = backend_weight_load(b->be, &w);
@@ -118,18 +119,18 @@ static wan_status square_product(bench *b, int64_t n, double times[CEILING_RUNS]
 }
 
 /* Larger until it takes a while: that of a slow machine is as good a measure. */
-static wan_status matrix_ceiling(bench *b) {
+static wan_status matrix_ceiling(bench *b, weight_role role, const char *name, double *rate) {
   enum { FIRST = 512, LAST = 8192 };
   double times[CEILING_RUNS] = {0};
   char what[64];
   int64_t n = FIRST;
-  CORE_TRY(square_product(b, n, times));
-  while (n < LAST && times[CEILING_RUNS / 2] < 0.02) CORE_TRY(square_product(b, n *= 2, times));
+  CORE_TRY(square_product(b, role, n, times));
+  while (n < LAST && times[CEILING_RUNS / 2] < 0.02) CORE_TRY(square_product(b, role, n *= 2, times));
   snprintf(what, sizeof what, "%lld x %lld x %lld", (long long)n, (long long)n, (long long)n);
-  wan_bench_row row = {.size = sizeof row, .stage = "product", .what = what};
+  wan_bench_row row = {.size = sizeof row, .stage = name, .what = what};
   row.flops = 2.0 * (double)n * (double)n * (double)n;
   set_times(&row, times, CEILING_RUNS);
-  b->matrix = row.flops / row.seconds;
+  *rate = row.flops / row.seconds;
   b->row(b->user, &row);
   return WAN_OK;
 }
@@ -176,8 +177,7 @@ static wan_status count_once(bench *b, const bench_work *w, uint64_t keep, bench
   core_ctx seat;
   backend *dry;
   core_ctx_init(&seat);
-  const backend_config config = {.name = b->be->ops->name,
-                                 .precision = b->be->act == DT_F32 ? WAN_PRECISION_F32 : WAN_PRECISION_BF16};
+  const backend_config config = {.name = b->be->ops->name, .precision = b->be->precision};
   wan_status s = backend_open_dry(&seat, &config, &dry);
   if (s == WAN_OK) s = scope_reserve(dry, out->scopes);
   if (s == WAN_OK) s = bench_work_run(dry, w, keep, 0, times);
@@ -238,7 +238,8 @@ static wan_status measure(bench *b, const char *name, const bench_work *w, bench
   wan_bench_row row = {.size = sizeof row, .stage = name, .what = what, .tokens = times->tokens};
   row.flops = cost.flops;
   row.bytes = (double)cost.weights;
-  if (b->matrix > 0) row.seconds_floor = cost.flops / b->matrix;
+  const double rate = w->kind == BENCH_DIT && b->matrix8 > b->matrix ? b->matrix8 : b->matrix;
+  if (rate > 0) row.seconds_floor = cost.flops / rate;
   if (b->bandwidth > 0 && row.bytes / b->bandwidth > row.seconds_floor)
     row.seconds_floor = row.bytes / b->bandwidth;
   if (!choose_keep(b, &cost, &keep)) {
@@ -338,7 +339,8 @@ wan_status bench_run(backend *be, const wan_bench_params *p, wan_bench_fn row, v
   if (be->dry)
     return core_fail(b.ctx, WAN_ERR_ARGUMENT, "this context was opened for planning only (plan_only)");
   CORE_TRY(check_stage(&b));
-  CORE_TRY(matrix_ceiling(&b));
+  CORE_TRY(matrix_ceiling(&b, WEIGHT_LINEAR, "product", &b.matrix));
+  if (be->product != be->act) CORE_TRY(matrix_ceiling(&b, WEIGHT_PRODUCT, "product-8bit", &b.matrix8));
   CORE_TRY(copy_ceiling(&b));
   if (!p->model) return run_random(&b);
   CORE_TRY(model_dir_open(b.ctx, p->model, &b.dir));
