@@ -97,8 +97,6 @@ __global__ void __launch_bounds__(BLOCK, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int warpgroup = group - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     float acc[BN / 2];
-    if (steps == 0)
-      for (int i = 0; i < BN / 2; i++) acc[i] = 0;
     int stage = 0, last = 0;
     unsigned parity = 0;
     for (int step = 0; step < steps; step++) {
@@ -116,7 +114,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
       if (++stage == R::stages) stage = 0, parity ^= 1;
     }
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    if (steps > 0 && threadIdx.x % 128 < CLUSTER) barrier_arrive(empty + 8 * last, threadIdx.x % 128);
+    if (threadIdx.x % 128 < CLUSTER) barrier_arrive(empty + 8 * last, threadIdx.x % 128);
 
     /* acc[4j + e]: pixel warp*16 + lane/4 + 8*(e/2), output 8j + 2*(lane%4) + e%2 */
     const int py = phase / 2, px = phase % 2;
@@ -184,7 +182,7 @@ template <int KC, class Out> bool run_width(k_stream s, encode_fn make, const k_
 
 bool k_conv_sm90(k_stream s, void *encoder, const k_conv_spec *c) {
   encode_fn make = (encode_fn)encoder;
-  bool fits = c->ci % 8 == 0 && conv_aligned(*c) && c->stride_w <= 2 && c->stride_h <= 2;
+  bool fits = c->kt > 0 && c->ci % 8 == 0 && conv_aligned(*c) && c->stride_w <= 2 && c->stride_h <= 2;
   if (!fits || !make) return false;
   bool narrow = c->ci % 64 != 0 && c->ci % 64 <= 32; /* 96 channels are three chunks of 32 */
   if (c->out_type == K_F32)
