@@ -13,6 +13,7 @@
  * A block is 128 queries of one head: a producer that fetches tiles of 128 keys and values, and two
  * warpgroups of 64 queries. The next tile's scores are issued together with this tile's sum over values, and
  * softmax runs beside the latter. */
+#include "backend/cuda/kernels/barriers.cuh"
 #include "backend/cuda/kernels/common.cuh"
 #include "backend/cuda/kernels/wgmma8.cuh"
 
@@ -178,30 +179,6 @@ struct job {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ unsigned shared_address(const void *p) {
-  return (unsigned)__cvta_generic_to_shared(p);
-}
-__device__ __forceinline__ void barrier_init(unsigned at, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count));
-}
-__device__ __forceinline__ void barrier_expect(unsigned at, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(unsigned at) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(unsigned at, unsigned parity) {
-  asm volatile("{\n"
-               ".reg .pred done;\n"
-               "again:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-               "@done bra over;\n"
-               "bra again;\n"
-               "over:\n"
-               "}" ::"r"(at),
-               "r"(parity)
-               : "memory");
-}
 __device__ __forceinline__ void copy_tile(unsigned to, const CUtensorMap *map, unsigned barrier, int x,
                                           int y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "

@@ -1,8 +1,9 @@
-/* sm90.cuh: what the convolutions for Hopper share: barriers in shared memory, the copy engine, matrix
- * descriptors, and on the host the maps that describe tensors to the copy engine. */
+/* sm90.cuh: what the convolutions for Hopper share: the copy engine, matrix descriptors, and on the host the
+ * maps that describe tensors to the copy engine. */
 #ifndef WAN_BACKEND_CUDA_SM90_CUH
 #define WAN_BACKEND_CUDA_SM90_CUH
 
+#include "backend/cuda/kernels/barriers.cuh"
 #include "backend/cuda/kernels/conv.cuh"
 #include "backend/cuda/kernels/wgmma.cuh"
 
@@ -19,47 +20,6 @@ struct frame_maps {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) /* nothing else has these instructions */
 
-__device__ __forceinline__ unsigned shared_address(const void *p) {
-  return (unsigned)__cvta_generic_to_shared(p);
-}
-__device__ __forceinline__ void barrier_init(unsigned at, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count));
-}
-__device__ __forceinline__ void barrier_expect(unsigned at, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-/* Arrive at the barrier that lies at `at` in block `rank` of the cluster. */
-__device__ __forceinline__ void barrier_arrive(unsigned at, unsigned rank) {
-  asm volatile("{\n"
-               ".reg .b32 there;\n"
-               "mapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-               "}" ::"r"(at),
-               "r"(rank)
-               : "memory");
-}
-__device__ __forceinline__ void barrier_wait(unsigned at, unsigned parity) {
-  asm volatile("{\n"
-               ".reg .pred done;\n"
-               "again:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-               "@done bra over;\n"
-               "bra again;\n"
-               "over:\n"
-               "}" ::"r"(at),
-               "r"(parity)
-               : "memory");
-}
-__device__ __forceinline__ unsigned cluster_rank() {
-  unsigned r;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-}
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n"
-               "barrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
 __device__ __forceinline__ void copy_pixels(unsigned to, const CUtensorMap *map, unsigned barrier, int c,
                                             int x, int y, int t) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
