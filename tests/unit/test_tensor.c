@@ -154,7 +154,7 @@ static void test_convert_unaligned(void **state) {
 
 static void test_dtypes(void **state) {
   (void)state;
-  const size_t sizes[DT_COUNT] = {0, 4, 2, 2, 1, 1, 8, 1, 1, 2, 4, 8, 1};
+  const size_t sizes[DT_COUNT] = {0, 4, 2, 2, 1, 1, 8, 1, 1, 2, 4, 8, 1, 1};
   for (int t = 0; t < DT_COUNT; t++) {
     assert_int_equal(dtype_size((dtype)t), sizes[t]);
     assert_int_equal(dtype_is_float((dtype)t), t >= DT_F32 && t <= DT_F64);
