@@ -21,7 +21,7 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDER, RESULTS = ROOT / "build/bench", ROOT / "build/bench.json"
+FOLDER = ROOT / "build/bench"
 PRODUCTS = ("linear", "attention", "conv", "upsample_conv")
 VAE22 = dict(base_dim=160, decoder_base_dim=256, z_dim=48, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
              temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12, patch_size=2,
@@ -127,22 +127,26 @@ def load(path, default):
 class Bench:
     def __init__(self, a):
         self.a, self.deadline = a, time.monotonic() + a.budget
-        self.data = load(RESULTS, {"rows": []})
+        self.out = pathlib.Path(a.out)
+        self.data = load(self.out, {"rows": []})
         self.settings = load(FOLDER / "settings.json", {})
 
     def save(self):
-        RESULTS.write_text(json.dumps(self.data, indent=1) + "\n")
+        self.out.write_text(json.dumps(self.data, indent=1) + "\n")
         (FOLDER / "settings.json").write_text(json.dumps(self.settings, indent=1) + "\n")
 
     def ceilings(self):
         """Products: the fastest of all oneDNN versions at hand; so no stage is compared with a slow library."""
         threads = ["--threads", str(self.a.threads)]
-        ours = run_json([f"{self.a.build}/bench/wan_bench_peak", *threads, "--seconds", "0.7"])
+        clock = ["--cpu-time", "1"] if self.a.cpu_time else []
+        ours = run_json([f"{self.a.build}/bench/wan_bench_peak", *threads, *clock, "--seconds", "0.7"])
         all_of_them = [ours]
         if self.a.peer_python:
-            all_of_them.append(run_json([self.a.peer_python, str(ROOT / "bench/peers/torch_stage.py"), "peak", *threads]))
+            all_of_them.append(run_json([self.a.peer_python, str(ROOT / "bench/peers/torch_stage.py"), "peak", *threads,
+                                          *clock[:1]]))
         model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         self.data["machine"] = {"cpu": model[0] if model else platform.machine(), "threads": ours["threads"],
+                                "clock": "processor time" if self.a.cpu_time else "time",
                                 "date": datetime.date.today().isoformat()}
         self.data["ceilings"] = {"measured": all_of_them, "copy_bytes": ours["copy_bytes"]}
         for key in ("bf16_flops", "f32_flops"):
@@ -158,7 +162,8 @@ class Bench:
         return path
 
     def common(self, precision, size, warm):
-        return [*size, "--threads", str(self.data["machine"]["threads"]), "--warm", warm, "--stdin", "1"]
+        clock = ["--cpu-time", "1"] if self.a.cpu_time else []
+        return [*size, "--threads", str(self.data["machine"]["threads"]), *clock, "--warm", warm, "--stdin", "1"]
 
     def ours(self, kind, precision, size, warm):
         stage, name, file = KINDS[kind][:3]
@@ -168,7 +173,9 @@ class Bench:
     def torch(self, kind, precision, size, warm, setting):
         stage, dims = KINDS[kind][0], KINDS[kind][4]
         common = self.common(precision, size, warm)
-        common.pop()  # a plain switch there
+        for switch in ("--stdin", "--cpu-time"):  # plain switches there
+            if switch in common:
+                del common[common.index(switch) + 1]
         return [self.a.peer_python, str(ROOT / "bench/peers/torch_stage.py"), stage, "--dims", json.dumps(dims),
                 "--precision", precision, *common, *setting]
 
@@ -276,7 +283,7 @@ HEAD = ["stage", "ours, s", "floor, s", "share", "GiB engine / OS", "streamed s,
 
 def heading(data):
     c, m = data["ceilings"], data["machine"]
-    return (f"{m['cpu']}, {m['threads']} threads, {m['date']}: products {c['bf16_flops'] / 1e9:.0f} GFLOP/s in bf16, "
+    return (f"{m['cpu']}, {m['threads']} threads, {m['clock']}, {m['date']}: products {c['bf16_flops'] / 1e9:.0f} GFLOP/s in bf16, "
             f"{c['f32_flops'] / 1e9:.0f} in f32; copying {c['copy_bytes'] / 1e9:.1f} GB/s (read and written)\n\n"
             "| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
 
@@ -317,6 +324,8 @@ def main():
     p.add_argument("--limit", type=float, default=1800, help="seconds after which a single run is given up")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--runs", type=int, default=0)
+    p.add_argument("--cpu-time", action="store_true", help="processor time: for a busy machine, with --threads 1")
+    p.add_argument("--out", default=str(ROOT / "build/bench.json"))
     p.add_argument("--table", action="store_true", help="print the table of the figures there are, measure nothing")
     a = p.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
  * Built by bench/peers/sdcpp.sh against that project's sources.
  *
  *   sdcpp_stage STAGE --model FILE [--threads N] [--runs N] [--type bf16|f16|f32|q8_0] [--flash 1]
- *               [--direct 1] [--stdin 1] [--warm first]
+ *               [--direct 1] [--stdin 1] [--warm first] [--cpu-time 1]
  *     dit         --latent T,h,w    one pass of the transformer in FILE (safetensors)
  *     vae-decode  --latent T,h,w    FILE is Wan2.1_VAE.pth or Wan2.2_VAE.pth
  *     vae-encode  --video F,H,W
@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <map>
 #include <string>
@@ -32,7 +33,7 @@ struct Options {
   std::string stage, model, type, warm;
   long long dim[3] = {0, 0, 0};
   int tokens = 512, runs = 3, threads = 1;
-  bool flash = false, direct = false, interactive = false;
+  bool flash = false, direct = false, interactive = false, cpu_time = false;
 };
 
 [[noreturn]] static void die(const std::string &what) {
@@ -40,7 +41,8 @@ struct Options {
   exit(1);
 }
 
-static double now() {
+static double now(bool cpu_time) {
+  if (cpu_time) return (double)clock() / CLOCKS_PER_SEC;
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
@@ -167,9 +169,9 @@ struct Stage {
     body(o.warm == "first" ? 1 : o.dim[0]);
     if (o.interactive) printf("ready\n"), fflush(stdout);
     for (int i = 0; o.interactive ? fgets(line, sizeof line, stdin) != nullptr : i < o.runs; i++) {
-      double start = now();
+      double start = now(o.cpu_time);
       body(o.dim[0]);
-      seconds.push_back(now() - start);
+      seconds.push_back(now(o.cpu_time) - start);
       if (o.interactive) printf("%.6f\n", seconds.back()), fflush(stdout);
     }
     report(seconds);
@@ -246,6 +248,7 @@ static Options parse(int argc, char **argv) {
     else if (key == "--tokens") o.tokens = atoi(value.c_str());
     else if (key == "--flash") o.flash = value == "1";
     else if (key == "--direct") o.direct = value == "1";
+    else if (key == "--cpu-time") o.cpu_time = value == "1";
     else if (key == "--stdin") o.interactive = value == "1";
     else if (key == "--latent" || key == "--video") {
       if (sscanf(value.c_str(), "%lld,%lld,%lld", &o.dim[0], &o.dim[1], &o.dim[2]) != 3) die("three numbers");
