@@ -13,6 +13,7 @@
 /* Kernels chosen for this machine. */
 typedef struct cpu_isa {
   const cpu_rows *rows;
+  const cpu_rows_bf16 *rows_bf16; /* NULL without AVX512-BF16 */
   const cpu_attn *attn_f32;
   const cpu_attn *attn_bf16; /* for bf16 activations; may be the f32 kernels, fed with widened values */
   const cpu_tiles *tiles;    /* products and convolutions in bf16 on tile registers; NULL without: oneDNN */

@@ -69,6 +69,7 @@ void cpu_isa_detect(cpu_isa *isa) {
   }
   if (bf16) {
     isa->attn_bf16 = &cpu_attn_bf16;
+    isa->rows_bf16 = &cpu_rows_avx512bf16;
     note(isa, "avx512_bf16");
   }
   if (bf16 && has_amx_bf16() && amx_granted()) {

@@ -30,8 +30,17 @@ typedef struct cpu_rows {
   double (*dot)(const float *a, const float *b, int64_t n);
 } cpu_rows;
 
+/* Rows of bf16 in and out in one pass; not on every machine. */
+typedef struct cpu_rows_bf16 {
+  void (*channel_norm)(const uint16_t *x, const float *gamma, float root, bool silu, uint16_t *out,
+                       int64_t n);
+  /* in place, heads of `head` channels; rope NULL or [head / 2] pairs (cos, sin) */
+  void (*norm_rope)(uint16_t *x, const float *gamma, float eps, const float *rope, int64_t head, int64_t n);
+} cpu_rows_bf16;
+
 extern const cpu_rows cpu_rows_c;
 #if defined(__x86_64__)
+extern const cpu_rows_bf16 cpu_rows_avx512bf16;
 extern const cpu_rows cpu_rows_avx2, cpu_rows_avx512;
 #endif
 

@@ -30,6 +30,7 @@ enum { PARALLEL_MIN = 1 << 14 };
 /* What a row function may need; each operation fills in its own part. */
 typedef struct row_job {
   const cpu_rows *k;
+  const cpu_rows_bf16 *k16; /* NULL unless rows are bf16 on both sides and the machine has it */
   int64_t n, cols;
   tensor x, y, mod, out;
   const token_rows *rows;
@@ -57,8 +58,13 @@ static wan_status run_rows(backend *be, row_fn *fn, const row_job *j) {
 }
 
 static row_job job_for(backend *be, tensor x, tensor out) {
-  return (row_job){
-      .k = cpu_of(be)->isa.rows, .n = tensor_rows(&out), .cols = tensor_cols(&out), .x = x, .out = out};
+  bool both = x.type == DT_BF16 && out.type == DT_BF16;
+  return (row_job){.k = cpu_of(be)->isa.rows,
+                   .k16 = both ? cpu_of(be)->isa.rows_bf16 : NULL,
+                   .n = tensor_rows(&out),
+                   .cols = tensor_cols(&out),
+                   .x = x,
+                   .out = out};
 }
 
 /* Entry `which` of the modulation (F32 [n, R, C]) that token i uses. */
@@ -118,13 +124,22 @@ wan_status cpu_rms_norm(backend *be, tensor x, const weight *gamma, float eps, t
   return run_rows(be, rms_norm_row, &j);
 }
 
+static void norm_rope_row(const row_job *j, int64_t r, float *in, float *res) {
+  if (!j->k16) {
+    rms_norm_row(j, r, in, res);
+    return;
+  }
+  const float *rope = j->rope ? j->rope + r * (j->cols / j->heads) : NULL;
+  j->k16->norm_rope(element(j->x, r * j->cols), j->gamma, j->eps, rope, j->cols / j->heads, j->cols);
+}
+
 wan_status cpu_qk_norm_rope(backend *be, tensor x, const weight *gamma, float eps, tensor rope, int heads) {
   row_job j = job_for(be, x, x);
   j.gamma = gamma->data;
   j.eps = eps;
   j.rope = rope.type == DT_NONE ? NULL : rope.data;
   j.heads = heads;
-  return run_rows(be, rms_norm_row, &j);
+  return run_rows(be, norm_rope_row, &j);
 }
 
 static void gate_add_row(const row_job *j, int64_t r, float *in, float *res) {
@@ -145,6 +160,11 @@ wan_status cpu_gate_add(backend *be, tensor x, tensor y, tensor mod, const token
 }
 
 static void channel_norm_row(const row_job *j, int64_t r, float *in, float *res) {
+  if (j->k16) {
+    j->k16->channel_norm(element(j->x, r * j->cols), j->gamma, j->root, j->act == ACT_SILU,
+                         element(j->out, r * j->cols), j->cols);
+    return;
+  }
   float *y = cpu_row_target(j->out, r, j->cols, res);
   j->k->channel_norm(cpu_row_begin(j->k, j->x, r, j->cols, in), j->gamma, j->root, j->act, y, j->cols);
   cpu_row_end(j->k, j->out, r, j->cols, y);
@@ -155,6 +175,7 @@ wan_status cpu_channel_norm(backend *be, tensor x, const weight *gamma, op_act a
   j.gamma = gamma->data;
   j.root = sqrtf((float)j.cols);
   j.act = act;
+  if (act == ACT_GELU_TANH) j.k16 = NULL;
   return run_rows(be, channel_norm_row, &j);
 }
 
