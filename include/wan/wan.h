@@ -151,6 +151,7 @@ typedef struct wan_progress {
   uint64_t memory;                            /* bytes held now */
   uint64_t memory_peak;                       /* most bytes held in this stage so far */
   uint64_t device_memory, device_memory_peak; /* the same on the device */
+  int retries;                                /* steps that were made again so far (wan_on_nan) */
 } wan_progress;
 typedef void (*wan_progress_fn)(void *user, const wan_progress *progress);
 /* A rough picture of the current x0 estimate: rgb[height*width*3], valid during the call. */
@@ -160,6 +161,8 @@ typedef bool (*wan_frame_fn)(void *user, int index, int width, int height, const
 
 typedef enum wan_sampler { WAN_SAMPLER_UNIPC = 0, WAN_SAMPLER_DPMPP, WAN_SAMPLER_EULER } wan_sampler;
 typedef enum wan_schedule { WAN_SCHEDULE_OFFICIAL = 0, WAN_SCHEDULE_DIFFUSERS } wan_schedule;
+/* What a value that is not finite does to a run: end it, or make the step again in bf16 (from fp8). */
+typedef enum wan_on_nan { WAN_ON_NAN_FAIL = 0, WAN_ON_NAN_RETRY } wan_on_nan;
 typedef enum wan_rng { WAN_RNG_TORCH_CPU = 0, WAN_RNG_PHILOX } wan_rng;
 
 typedef struct wan_image {
@@ -220,6 +223,7 @@ typedef struct wan_generate_params {
   wan_frame_fn frame;
   void *user;
   const char *original_prompt; /* what wan_extend() made `prompt` from, to be recorded; NULL: nothing */
+  wan_on_nan on_nan;
 } wan_generate_params;
 
 typedef struct wan_generate_result {
@@ -230,6 +234,7 @@ typedef struct wan_generate_result {
   double seconds[WAN_STAGE_COUNT];
   uint64_t memory_peak[WAN_STAGE_COUNT];
   uint64_t device_memory_peak[WAN_STAGE_COUNT];
+  int retries; /* steps that were made again (wan_on_nan) */
 } wan_generate_result;
 
 WAN_API void wan_generate_params_init(wan_generate_params *params);

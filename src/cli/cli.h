@@ -44,6 +44,7 @@ typedef enum option_id {
   OPT_SCHEDULE,
   OPT_SIGMAS,
   OPT_BOUNDARY,
+  OPT_ON_NAN,
   /* guidance */
   OPT_GUIDANCE,
   OPT_GUIDANCE_LOW,

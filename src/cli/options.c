@@ -45,6 +45,8 @@ const struct poptOption options_steps[] = {
     TEXT("schedule", 0, OPT_SCHEDULE, "official (default) or diffusers", "NAME"),
     TEXT("sigmas", 0, OPT_SIGMAS, "explicit noise levels, falling, without the final 0", "A,B,..."),
     TEXT("boundary", 0, OPT_BOUNDARY, "two experts: part of the noise range of the low-noise one", "X"),
+    TEXT("on-nan", 0, OPT_ON_NAN, "a value is not finite: fail (default), or retry the step of fp8 in bf16",
+         "NAME"),
     POPT_TABLEEND};
 
 const struct poptOption options_guidance[] = {

@@ -69,6 +69,7 @@ static bool get_choices(const cli_args *args, wan_generate_params *p) {
   static const char *const samplers[] = {"unipc", "dpm++", "euler", "dpmpp", NULL};
   static const char *const schedules[] = {"official", "diffusers", NULL}, *const rngs[] = {"torch-cpu",
                                                                                            "philox", NULL};
+  static const char *const on_nan[] = {"fail", "retry", NULL};
   int i;
   if (args->value[OPT_SAMPLER]) {
     if ((i = cli_choice(args, OPT_SAMPLER, "--sampler", samplers)) < 0) return false;
@@ -81,6 +82,10 @@ static bool get_choices(const cli_args *args, wan_generate_params *p) {
   if (args->value[OPT_RNG]) {
     if ((i = cli_choice(args, OPT_RNG, "--rng", rngs)) < 0) return false;
     p->rng = (wan_rng)i;
+  }
+  if (args->value[OPT_ON_NAN]) {
+    if ((i = cli_choice(args, OPT_ON_NAN, "--on-nan", on_nan)) < 0) return false;
+    p->on_nan = (wan_on_nan)i;
   }
   return true;
 }

@@ -60,11 +60,11 @@ static void print_json(const wan_progress *p) {
   fprintf(stderr,
           "{\"stage\":\"%s\",\"step\":%d,\"steps\":%d,\"fraction\":%.5f,\"elapsed\":%.3f,\"left\":%.3f,"
           "\"expert\":%s%s%s,\"memory\":%llu,\"memory_peak\":%llu,\"device_memory\":%llu,"
-          "\"device_memory_peak\":%llu}\n",
+          "\"device_memory_peak\":%llu,\"retries\":%d}\n",
           wan_stage_name(p->stage), p->step, p->steps, p->fraction, p->seconds_elapsed, p->seconds_left,
           p->expert ? "\"" : "", p->expert ? p->expert : "null", p->expert ? "\"" : "",
           (unsigned long long)p->memory, (unsigned long long)p->memory_peak,
-          (unsigned long long)p->device_memory, (unsigned long long)p->device_memory_peak);
+          (unsigned long long)p->device_memory, (unsigned long long)p->device_memory_peak, p->retries);
 }
 
 static void print_plain(const wan_progress *p) {

@@ -39,9 +39,9 @@ const weight_set *dit_weights(const dit *d);
 /* How many blocks stay loaded; the others are streamed. */
 int dit_resident_blocks(const dit *d);
 /* With a backend in fp8: true makes passes compute in bf16 from here on, false goes back to fp8. Weights that
- * change are unloaded and come from the file again; which blocks stay loaded is decided anew. No-op in other
- * precisions. */
-void dit_set_exact(dit *d, bool exact);
+ * change are unloaded and come from the file again; which blocks stay loaded is decided anew, by `keep_bytes`
+ * as in dit_open(). No-op in other precisions. */
+void dit_set_exact(dit *d, bool exact, uint64_t keep_bytes);
 /* Map ahead of use: asks the system to read the expert's pages (before an expert switch). */
 void dit_prefetch(dit *d);
 /* Unload every prepared weight (the other expert takes over). */

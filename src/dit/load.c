@@ -119,7 +119,7 @@ static void set_coarse(dit_block *b, bool coarse) {
     large[i]->role = coarse ? WEIGHT_PRODUCT : WEIGHT_LINEAR;
 }
 
-void dit_set_exact(dit *d, bool exact) {
+void dit_set_exact(dit *d, bool exact, uint64_t keep_bytes) {
   const bool eight = d->be->product != d->be->act;
   for (int i = 0; i < d->config.layers; i++) {
     const bool inner = i >= EXACT_ENDS && i < d->config.layers - EXACT_ENDS,
@@ -128,6 +128,7 @@ void dit_set_exact(dit *d, bool exact) {
     weight_group_drop(d->be, &d->blocks[i].group);
     set_coarse(&d->blocks[i], coarse);
   }
+  d->keep_bytes = keep_bytes;
   choose_residency(d);
 }
 
@@ -155,7 +156,6 @@ static wan_status open_set(backend *be, weight_set *set, const char *config, uin
     return WAN_ERR_MEMORY;
   }
   d->be = be;
-  d->keep_bytes = keep_bytes;
   d->set = set;
   wan_status s = dit_read_config(d, config);
   if (s == WAN_OK && !(d->blocks = core_calloc(be->ctx, (size_t)d->config.layers, sizeof *d->blocks)))
@@ -165,7 +165,7 @@ static wan_status open_set(backend *be, weight_set *set, const char *config, uin
     dit_close(d);
     return s;
   }
-  dit_set_exact(d, false);
+  dit_set_exact(d, false, keep_bytes);
   *out = d;
   return WAN_OK;
 }

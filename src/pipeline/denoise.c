@@ -128,10 +128,43 @@ static wan_status passes(denoiser *d, const step_plan *step, tensor *uncond, ten
   return st;
 }
 
+/* The guided velocity of a step into SLOT_V. */
+static wan_status guided(denoiser *d, const step_plan *step) {
+  const wan_generate_params *p = d->s->params;
+  tensor v = d->slot[SLOT_V], uncond = {0}, skip = {0};
+  CORE_TRY(passes(d, step, &uncond, &skip));
+  guidance_params g = {step->guidance, step->sigma, p->cfg_zero_star, p->apg,
+                       p->apg_eta,     p->apg_norm, p->apg_momentum,  p->skip_layer_scale};
+  guidance_combine(d->be, &g, d->slot[SLOT_X], v, uncond, skip, d->momentum, v);
+  bool finite = op_all_finite(d->be, v);
+  CORE_TRY(backend_status(d->be));
+  if (!finite) return core_fail(d->ctx, WAN_ERR_NUMERIC, "the guided velocity is not finite");
+  return WAN_OK;
+}
+
+/* The same in bf16 after it was not finite in fp8; the weights come from the file again. */
+static wan_status guided_again(denoiser *d, const step_plan *step, tensor momentum) {
+  backend *be = d->be;
+  dit *expert = d->expert[step->expert];
+  if (be->product == be->act)
+    return core_prefix(d->ctx, WAN_ERR_NUMERIC, "there is no retry from %s, only from fp8",
+                       be->act == DT_F32 ? "f32" : "bf16");
+  core_log(d->ctx, WAN_LOG_NOTICE, "step %d of %d is made again in bf16: %s", d->solver.done + 1, d->s->steps,
+           d->ctx->message);
+  backend_clear(be);
+  if (momentum.type != DT_NONE) tensor_copy(be, d->momentum, momentum);
+  dit_set_exact(expert, true, d->keep_retry);
+  wan_status st = guided(d, step);
+  dit_set_exact(expert, false, d->keep_bytes);
+  if (d->progress) d->progress->now.retries++;
+  return st;
+}
+
 static wan_status velocity(denoiser *d, const step_plan *step) {
   backend *be = d->be;
   const wan_generate_params *p = d->s->params;
-  tensor *v = &d->slot[SLOT_V];
+  const bool retry = p->on_nan == WAN_ON_NAN_RETRY;
+  tensor *v = &d->slot[SLOT_V], momentum = {0}; /* as it was before the step */
   if (v->type == DT_NONE) *v = latent_alloc(d);
   if (p->apg && d->momentum.type == DT_NONE) {
     d->momentum = latent_alloc(d);
@@ -141,16 +174,13 @@ static wan_status velocity(denoiser *d, const step_plan *step) {
     tensor_zero(be, *v);
     return backend_status(be);
   }
-  tensor uncond = {0}, skip = {0};
   CORE_TRY(use_expert(d, step->expert));
-  CORE_TRY(passes(d, step, &uncond, &skip));
-  guidance_params g = {step->guidance, step->sigma, p->cfg_zero_star, p->apg,
-                       p->apg_eta,     p->apg_norm, p->apg_momentum,  p->skip_layer_scale};
-  guidance_combine(be, &g, d->slot[SLOT_X], *v, uncond, skip, d->momentum, *v);
-  bool finite = op_all_finite(be, *v);
-  CORE_TRY(backend_status(be));
-  if (!finite) return core_fail(d->ctx, WAN_ERR_NUMERIC, "the guided velocity is not finite");
-  return WAN_OK;
+  if (retry && p->apg) {
+    momentum = tensor_new(be, DT_F32, v->ndim, v->dim);
+    tensor_copy(be, momentum, d->momentum);
+  }
+  wan_status st = guided(d, step);
+  return st == WAN_ERR_NUMERIC && retry ? guided_again(d, step, momentum) : st;
 }
 
 static wan_status estimate(denoiser *d, int k, float sigma) {

@@ -12,6 +12,7 @@ typedef struct denoiser {
   const model_dir *dir;
   const run_settings *s;
   uint64_t keep_bytes;     /* of prepared weights, see dit_open() */
+  uint64_t keep_retry;     /* the same in bf16, while a step of fp8 is made again */
   size_t scopes;           /* to reserve, see scope_reserve(); 0: nothing */
   tensor context[2];       /* host F32 [n, text_dim]: prompt, negative (null when no step uses it) */
   tensor slot[SLOT_COUNT]; /* F32 [T, h, w, C], null until the solver uses them; X is the sample */

@@ -117,6 +117,7 @@ static wan_status denoise(generation *g) {
   d->on_estimate = g->p->preview ? preview : NULL;
   d->user = g;
   d->keep_bytes = keep_bytes(g, WAN_STAGE_DENOISE);
+  d->keep_retry = cost_keep_retry(&g->cost, g->budget);
   d->scopes = g->cost.scopes[WAN_STAGE_DENOISE];
   if (checkpoint && core_path_exists(checkpoint)) {
     CORE_TRY(checkpoint_load(d, checkpoint, g->json));
@@ -161,6 +162,7 @@ static void fill_result(const generation *g, wan_generate_result *r) {
   r->fps = g->s.fps;
   memcpy(r->seconds, g->progress.seconds, sizeof r->seconds);
   memcpy(r->memory_peak, g->progress.memory_peak, sizeof r->memory_peak);
+  r->retries = g->progress.now.retries;
   memcpy(r->device_memory_peak, g->progress.device_memory_peak, sizeof r->device_memory_peak);
 }
 

@@ -67,6 +67,7 @@ typedef struct stage_cost {
   double seconds; /* loading weights included */
   uint64_t peak, host, weights;
   int blocks;    /* resident ones of the transformer */
+  bool retry;    /* in: denoising in bf16 although the backend is in fp8 */
   size_t scopes; /* in: what to reserve for scopes; out: what they took */
 } stage_cost;
 
@@ -166,6 +167,7 @@ static wan_status cost_denoise(const wan_model *m, const run_settings *s, uint64
   CORE_TRY(dry_open(&d, m, c->scopes));
   backend *be = d.be;
   wan_status st = dit_open(be, m->dir.part[MODEL_DIT], keep, &net);
+  if (st == WAN_OK && c->retry) dit_set_exact(net, true, keep);
   scope_mark mark = scope_begin(be);
   if (st == WAN_OK) {
     const dit_config *k = dit_get_config(net);
@@ -237,7 +239,7 @@ static wan_status cost_vae(const wan_model *m, const run_settings *s, bool decod
 
 static wan_status cost_once(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep,
                             stage_cost *c) {
-  *c = (stage_cost){.rates = c->rates, .scopes = c->scopes};
+  *c = (stage_cost){.rates = c->rates, .scopes = c->scopes, .retry = c->retry};
   if (s->params->from_latent_path && stage != WAN_STAGE_DECODE) return WAN_OK;
   int chunks = condition_chunks(m, s);
   if (stage == WAN_STAGE_TEXT) return cost_text(m, s, keep, c);
@@ -256,10 +258,28 @@ static wan_status cost_once(wan_model *m, const run_settings *s, wan_stage stage
 /* On a device once to see what scopes take, then with that reserved, as a run has it. */
 static wan_status cost_stage(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep,
                              stage_cost *c) {
-  stage_cost first = {0};
+  stage_cost first = {.retry = c->retry};
   if (!m->be->host_memory) CORE_TRY(cost_once(m, s, stage, keep, &first));
   c->scopes = first.scopes;
   return cost_once(m, s, stage, keep, c);
+}
+
+static bool may_retry(const wan_model *m, const run_settings *s) {
+  return s->params->on_nan == WAN_ON_NAN_RETRY && m->be->product != m->be->act &&
+         !s->params->from_latent_path;
+}
+
+/* What a retry needs, with all weights streamed or all kept, goes into the peak of denoising. */
+static wan_status cost_retry(wan_model *m, const run_settings *s, uint64_t keep, uint64_t *own,
+                             run_cost *out) {
+  const wan_stage stage = WAN_STAGE_DENOISE;
+  stage_cost c = {.retry = true};
+  if (!may_retry(m, s)) return WAN_OK;
+  CORE_TRY(cost_stage(m, s, stage, keep, &c));
+  *own = c.peak;
+  if (!keep && c.peak > out->streamed[stage]) out->streamed[stage] = c.peak;
+  if (c.scopes > out->scopes[stage]) out->scopes[stage] = c.scopes;
+  return WAN_OK;
 }
 
 wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out) {
@@ -269,7 +289,7 @@ wan_status cost_least(wan_model *m, const run_settings *s, run_cost *out) {
     out->streamed[i] = c.peak;
     out->host[i] = c.host;
   }
-  return WAN_OK;
+  return cost_retry(m, s, 0, &out->retry_streamed, out);
 }
 
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
@@ -283,9 +303,9 @@ wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out) {
     out->resident[i] = c.peak;
     out->weights[i] = c.weights;
     if (c.host > out->host[i]) out->host[i] = c.host;
-    out->scopes[i] = c.scopes;
+    if (c.scopes > out->scopes[i]) out->scopes[i] = c.scopes;
   }
-  return WAN_OK;
+  return cost_retry(m, s, UINT64_MAX, &out->retry_resident, out);
 }
 
 wan_status cost_peak(wan_model *m, const run_settings *s, wan_stage stage, uint64_t keep, uint64_t *peak,
@@ -341,6 +361,11 @@ uint64_t cost_pin_room(const run_cost *c, const core_ctx *ctx) {
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget) {
   if (c->resident[stage] <= budget) return UINT64_MAX;
   return budget > c->streamed[stage] ? budget - c->streamed[stage] : 0;
+}
+
+uint64_t cost_keep_retry(const run_cost *c, uint64_t budget) {
+  if (c->retry_resident <= budget) return UINT64_MAX;
+  return budget > c->retry_streamed ? budget - c->retry_streamed : 0;
 }
 
 /* Of the weights that are streamed again and again. */

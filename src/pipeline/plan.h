@@ -13,7 +13,9 @@ typedef struct run_cost {
   uint64_t streamed[WAN_STAGE_COUNT], resident[WAN_STAGE_COUNT];
   uint64_t weights[WAN_STAGE_COUNT]; /* bytes of the prepared weights */
   uint64_t host[WAN_STAGE_COUNT];    /* peak bytes of host memory beside a device's; 0 without one */
-  size_t scopes[WAN_STAGE_COUNT];    /* for scope_reserve(), on a device */
+  /* Peaks of a denoising step of fp8 that is made again in bf16; 0: none is. Also counted in the others. */
+  uint64_t retry_streamed, retry_resident;
+  size_t scopes[WAN_STAGE_COUNT]; /* for scope_reserve(), on a device */
 } run_cost;
 
 wan_status cost_estimate(wan_model *m, const run_settings *s, run_cost *out);
@@ -25,6 +27,8 @@ wan_status cost_peak(wan_model *m, const run_settings *s, wan_stage stage, uint6
                      int *blocks, double *seconds);
 /* How many bytes of weights may stay loaded in a stage. */
 uint64_t cost_keep(const run_cost *c, wan_stage stage, uint64_t budget);
+/* The same while a step is made again. */
+uint64_t cost_keep_retry(const run_cost *c, uint64_t budget);
 /* Bytes the engine may hold of the memory that the backend works in: the context's limit, or what is
  * available there less a reserve. */
 uint64_t memory_budget(backend *be);

@@ -144,7 +144,8 @@ wan_status plan_fits(wan_model *m, const run_settings *s, const run_cost *cost) 
 }
 
 wan_status plan_reserve(backend *be, const run_cost *cost) {
-  uint64_t most = 0, budget = memory_budget(be);
+  const uint64_t budget = memory_budget(be);
+  uint64_t most = cost->retry_resident <= budget ? cost->retry_resident : budget;
   for (int i = 0; i < WAN_STAGE_COUNT; i++) {
     uint64_t peak = cost->resident[i] <= budget ? cost->resident[i] : budget;
     if (cost->streamed[i] && peak > most) most = peak;

@@ -296,6 +296,7 @@ static wan_status resolve(wan_model *m, bool bare, run_settings *s) {
   if (!(p->fps >= 0 && p->fps <= 1000)) REFUSE("%g frames a second: between 0 and 1000 are possible", p->fps);
   s->seed = p->seed >= 0 ? p->seed : (int64_t)(rng_random_seed() & INT64_MAX);
   if ((unsigned)p->rng > WAN_RNG_PHILOX) REFUSE("unknown noise generator %d", (int)p->rng);
+  if ((unsigned)p->on_nan > WAN_ON_NAN_RETRY) REFUSE("unknown choice %d for on_nan", (int)p->on_nan);
   CORE_TRY(resolve_frames(ctx, &info, s));
   CORE_TRY(given_collect(ctx, s));
   CORE_TRY(check_task(m, bare, s));

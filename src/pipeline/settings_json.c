@@ -62,6 +62,7 @@ static const field resolved[] = {
 static const char *const rng_names[] = {"torch-cpu", "philox"};
 static const char *const precision_names[] = {
     [WAN_PRECISION_BF16] = "bf16", [WAN_PRECISION_F32] = "f32", [WAN_PRECISION_FP8] = "fp8"};
+static const char *const on_nan_names[] = {"fail", "retry"};
 static const char *const schedule_names[] = {"official", "diffusers"};
 
 static json_t *field_value(const wan_generate_params *p, const field *f) {
@@ -160,6 +161,7 @@ static json_t *settings_object(const wan_model *m, const run_settings *s) {
   bad |=
       json_object_set_new(o, "schedule", json_string(schedule_names[p->schedule == WAN_SCHEDULE_DIFFUSERS]));
   bad |= json_object_set_new(o, "rng", json_string(rng_names[p->rng == WAN_RNG_PHILOX]));
+  bad |= json_object_set_new(o, "on_nan", json_string(on_nan_names[p->on_nan == WAN_ON_NAN_RETRY]));
   for (size_t i = 0; i < COUNT(fields); i++)
     bad |= json_object_set_new(o, fields[i].key, field_value(p, &fields[i]));
   bad |= put_lists(o, s);
@@ -273,6 +275,7 @@ static bool fill(const json_t *o, wan_generate_params *p, string_pool *pool) {
                : kind == SAMPLER_EULER ? WAN_SAMPLER_EULER
                                        : WAN_SAMPLER_UNIPC;
   p->schedule = name_index(o, "schedule", schedule_names) ? WAN_SCHEDULE_DIFFUSERS : WAN_SCHEDULE_OFFICIAL;
+  p->on_nan = name_index(o, "on_nan", on_nan_names) ? WAN_ON_NAN_RETRY : WAN_ON_NAN_FAIL;
   p->rng = name_index(o, "rng", rng_names) ? WAN_RNG_PHILOX : WAN_RNG_TORCH_CPU;
   if (json_is_integer(json_object_get(o, "seed"))) p->seed = json_integer_value(json_object_get(o, "seed"));
   return true;

@@ -67,8 +67,11 @@ static wan_status settle_memory(stage_call *c, wan_model *m, denoise_inputs *in)
   cost.streamed[stage] = all.streamed[stage];
   cost.resident[stage] = all.resident[stage];
   cost.host[stage] = all.host[stage];
+  cost.retry_streamed = all.retry_streamed;
+  cost.retry_resident = all.retry_resident;
   CORE_TRY(plan_fits(m, &in->s, &cost));
   in->d.keep_bytes = cost_keep(&cost, stage, memory_budget(c->be));
+  in->d.keep_retry = cost_keep_retry(&cost, memory_budget(c->be));
   in->d.scopes = all.scopes[stage];
   CORE_TRY(plan_reserve(c->be, &cost));
   scope_trim(c->be);

@@ -69,10 +69,10 @@ static void check(const char *name, const float *exact) {
    * a residual that is larger than what is added. Independent from block to block. */
   assert_true(relative_l2(fp8, exact, N) < 0.037);
   assert_true(relative_l2(fp8, bf16, N) > 1e-3); /* it is another computation */
-  dit_set_exact(d, true);
+  dit_set_exact(d, true, UINT64_MAX);
   forward(&ctx, d, be, back);
   assert_memory_equal(back, bf16, sizeof back);
-  dit_set_exact(d, false);
+  dit_set_exact(d, false, UINT64_MAX);
   forward(&ctx, d, be, back);
   assert_memory_equal(back, fp8, sizeof back);
   dit_close(d);

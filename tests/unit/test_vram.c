@@ -16,10 +16,10 @@
 #include "backend/device.h"
 #include "core/file.h"
 #include "core/rng.h"
+#include "pipeline/model.h"
 #include "scratch.h"
 #include "sparse.h"
 #include "weights/safetensors.h"
-#include "weights/weights.h"
 
 #define GIB ((uint64_t)1 << 30)
 
@@ -168,24 +168,35 @@ static void check_stage(const char *name, uint64_t planned, uint64_t used) {
   assert_true(p >= 0.9 * u - (8 << 20) && p <= 1.1 * u + (8 << 20));
 }
 
-/* Inputs of the denoising stage for 832x480, 81 frames: [48, 21, 30, 52] and 5 rows of text. */
-static const char *denoise_inputs(void) {
-  enum { LATENT = 48 * 21 * 30 * 52, ROWS = 5 };
-  static float noise[LATENT], context[ROWS * 4096];
-  weight_set *set;
-  core_ctx ctx;
-  core_ctx_init(&ctx);
-  assert_int_equal(weight_set_open(&ctx, model_dir_path, WEIGHTS_DIT, &set), WAN_OK);
-  const int64_t dim = weight_set_find(set, "text_embedding.0.weight").dim[1];
-  weight_set_close(set);
-  assert_true(dim > 0 && dim <= 4096);
-  rng_normal_philox(1, noise, LATENT);
-  rng_normal_philox(2, context, (size_t)(ROWS * dim));
-  const char *path = scratch_path(&dir, "denoise.safetensors");
-  named_tensor t[] = {{"noise", TENSOR_OF(DT_F32, noise, 48, 21, 30, 52)},
-                      {"context", TENSOR_OF(DT_F32, context, ROWS, dim)}};
-  assert_int_equal(safetensors_write(&ctx, path, 2, t, NULL), WAN_OK);
+/* Random normal numbers of this shape, as `name` beside what `more` holds, in a file of that name. */
+static const char *random_file(const char *name, const int64_t dim[4], const named_tensor *more) {
+  int64_t count;
+  char file[64];
+  assert_true(tensor_dims_count(4, dim, &count));
+  float *values = core_alloc(NULL, (size_t)count * sizeof *values);
+  assert_non_null(values);
+  rng_normal_philox(1, values, (size_t)count);
+  snprintf(file, sizeof file, "%s.safetensors", name);
+  const char *path = scratch_path(&dir, file);
+  named_tensor t[2] = {{name, tensor_of(DT_F32, values, 4, dim)}};
+  if (more) t[1] = *more;
+  assert_int_equal(safetensors_write(NULL, path, more ? 2 : 1, t, NULL), WAN_OK);
+  core_free(NULL, values);
   return path;
+}
+
+/* Inputs of the denoising stage: the latent's noise and 5 rows of text. */
+static const char *denoise_inputs(const wan_model *m, const wan_generate_params *p) {
+  enum { ROWS = 5 };
+  static float context[ROWS * 4096];
+  const int64_t text = m->config[0].text_dim;
+  assert_true(text <= 4096);
+  rng_normal_philox(2, context, (size_t)(ROWS * text));
+  const named_tensor t = {"context", TENSOR_OF(DT_F32, context, ROWS, text)};
+  return random_file(
+      "noise",
+      (int64_t[]){m->vae_z, (p->frames - 1) / 4 + 1, p->height / m->vae_stride, p->width / m->vae_stride},
+      &t);
 }
 
 /* Four steps: from the third on, streamed weights are read from pinned pages. The latent goes to `out`. */
@@ -195,7 +206,7 @@ static void check_denoise(session *s, const wan_generate_params *p, uint64_t lim
   wan_stage_params_init(&stage);
   stage.stage = "denoise";
   stage.model_dir = model_dir_path;
-  stage.in_path = denoise_inputs();
+  stage.in_path = denoise_inputs(s->model, p);
   stage.out_path = out;
   stage.generate = *p;
   if (wan_stage_run(s->context, &stage, NULL) != WAN_OK) fail_msg("%s", wan_context_error(s->context));
@@ -225,13 +236,12 @@ static bool ignore_frame(void *user, int index, int width, int height, const uin
 static void check_decode(session *s, wan_generate_params p, uint64_t limit) {
   wan_generate_result r;
   wan_generate_result_init(&r);
-  static float zero[48 * 3 * 16 * 16]; /* [48, 3, 16, 16]: 9 frames of 256x256 */
-  p.from_latent_path = scratch_path(&dir, "latent.safetensors");
-  p.frame = ignore_frame;
-  named_tensor t = {"latent", TENSOR_OF(DT_F32, zero, 48, 3, 16, 16)};
-  assert_int_equal(safetensors_write(NULL, p.from_latent_path, 1, &t, NULL), WAN_OK);
+  const int stride = s->model->vae_stride;
   p.width = p.height = 256;
   p.frames = 9;
+  p.from_latent_path =
+      random_file("latent", (int64_t[]){s->model->vae_z, 3, 256 / stride, 256 / stride}, NULL);
+  p.frame = ignore_frame;
   wan_plan plan = plan_of(s, &p);
   if (wan_generate(s->model, &p, &r) != WAN_OK) fail_msg("%s", wan_context_error(s->context));
   check_stage("decode", plan.device_memory_peak[WAN_STAGE_DECODE], r.device_memory_peak[WAN_STAGE_DECODE]);
