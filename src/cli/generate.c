@@ -160,6 +160,7 @@ static int generate(job *j) {
          result.height, result.frames, result.fps, (long long)result.seed, seconds,
          (double)wan_context_memory_peak(j->context) / (1 << 30));
   if (device) printf(", %.2f GiB on the device", (double)device / (1 << 30));
+  if (result.retries) printf(", %d steps made again in bf16", result.retries);
   putchar('\n');
   return EXIT_FINE;
 }
