@@ -28,18 +28,7 @@ __device__ __forceinline__ void load_tile(unsigned to, const bf16 *from, int64_t
   }
 }
 
-/* change(score, its query in the block, its key in the tile) for a thread's part of a tile's scores */
-template <int BLOCKS, class F>
-__device__ __forceinline__ void each_score(float (&score)[BLOCKS][4], int warp, int lane, F change) {
-#pragma unroll
-  for (int n = 0; n < BLOCKS; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      change(score[n][e], warp * 16 + lane / 4 + 8 * (e / 2), n * 8 + 2 * (lane % 4) + e % 2);
-}
-
-template <int D, bool BIASED>
-__global__ void __launch_bounds__(BLOCK, D <= 64 ? 4 : 2) flash(k_flash_spec f) {
+template <int D, bool BIASED> __global__ void __launch_bounds__(BLOCK) flash(k_flash_spec f) {
   extern __shared__ __align__(128) unsigned char memory[];
   enum { TILE_BYTES = KEYS * D * 2, STEPS = D / 16, KEY_BLOCKS = KEYS / 8, OUT_BLOCKS = D / 8 };
   static_assert((int)QUERIES == (int)KEYS, "a tile of queries uses load_tile too");
@@ -50,17 +39,20 @@ __global__ void __launch_bounds__(BLOCK, D <= 64 ? 4 : 2) flash(k_flash_spec f) 
              *v = (const bf16 *)f.v + h * f.d;
   const int64_t tiles = (f.lk + KEYS - 1) / KEYS;
   const float log2e = 1.4426950408889634f, scale = f.scale * log2e;
-  /* The biases of a tile, by key - query and by key. */
-  __shared__ float rel_bias[2][BIASED ? QUERIES + KEYS : 1], key_bias[2][BIASED ? KEYS : 1];
-  const bool rel = BIASED && f.rel_bias, by_key = BIASED && f.key_bias;
+  /* The biases of a tile by key - query, and by key; the latter with what hides keys that don't exist. */
+  __shared__ float rel[2][BIASED ? QUERIES + KEYS : 1], bias[2][BIASED ? KEYS : 1];
   auto load_biases = [&](int64_t t) {
-    for (int i = threadIdx.x; rel && i < QUERIES + KEYS; i += BLOCK) {
+    if (!BIASED) return;
+    const int to = (int)(t & 1);
+    for (int i = threadIdx.x; i < QUERIES + KEYS; i += BLOCK) {
       const int64_t at = t * KEYS - q0 - (QUERIES - 1) + i + f.lq - 1;
-      const bool real = at >= 0 && at < f.lq + f.lk - 1;
-      rel_bias[t & 1][i] = real ? f.rel_bias[h * (f.lq + f.lk - 1) + at] * log2e : 0.0f;
+      const bool real = f.rel_bias && at >= 0 && at < f.lq + f.lk - 1;
+      rel[to][i] = real ? f.rel_bias[h * (f.lq + f.lk - 1) + at] * log2e : 0.0f;
     }
-    for (int i = threadIdx.x; by_key && i < KEYS; i += BLOCK)
-      key_bias[t & 1][i] = t * KEYS + i < f.lk ? f.key_bias[t * KEYS + i] * log2e : 0.0f;
+    for (int i = threadIdx.x; i < KEYS; i += BLOCK) {
+      const int64_t key = t * KEYS + i;
+      bias[to][i] = key >= f.lk ? -INFINITY : f.key_bias ? f.key_bias[key] * log2e : 0.0f;
+    }
   };
 
   load_tile<D>(q_at, q, q0, f.lq, ld, f.d);
@@ -101,28 +93,26 @@ __global__ void __launch_bounds__(BLOCK, D <= 64 ? 4 : 2) flash(k_flash_spec f) 
         mma(score[n + 1], qf[s], b[2], b[3]);
       }
 
-    each_score<KEY_BLOCKS>(score, warp, lane, [&](float &x, int, int) { x *= scale; });
-    if (rel)
-      each_score<KEY_BLOCKS>(score, warp, lane, [&](float &x, int query, int key) {
-        x += rel_bias[t & 1][key - query + QUERIES - 1];
-      });
-    if (by_key)
-      each_score<KEY_BLOCKS>(score, warp, lane, [&](float &x, int, int key) { x += key_bias[t & 1][key]; });
-    if (t + 1 == tiles) /* keys that don't exist */
-      each_score<KEY_BLOCKS>(score, warp, lane,
-                             [&](float &x, int, int key) { x = t * KEYS + key < f.lk ? x : -INFINITY; });
+    /* score[n][e]: query warp*16 + lane/4 + 8*(e/2), key n*8 + 2*(lane%4) + e%2 */
     float largest[2] = {top[0], top[1]};
 #pragma unroll
     for (int n = 0; n < KEY_BLOCKS; n++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) largest[e / 2] = fmaxf(largest[e / 2], score[n][e]);
+      for (int e = 0; e < 4; e++) {
+        const int key = n * 8 + 2 * (lane % 4) + e % 2, query = warp * 16 + lane / 4 + 8 * (e / 2);
+        float x = score[n][e] * scale;
+        if (BIASED) x += rel[t & 1][key - query + QUERIES - 1] + bias[t & 1][key];
+        if (!BIASED && t * KEYS + key >= f.lk) x = -INFINITY;
+        score[n][e] = x;
+        largest[e / 2] = fmaxf(largest[e / 2], x);
+      }
     float shrink[2], base[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffffu, largest[r], 1));
       largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffffu, largest[r], 2));
       base[r] = largest[r] == -INFINITY ? 0.0f : largest[r]; /* all keys so far weigh nothing */
-      shrink[r] = power_of_2(top[r] - base[r]);
+      shrink[r] = exp2f(top[r] - base[r]);
       top[r] = largest[r];
       sum[r] *= shrink[r];
     }
@@ -135,7 +125,7 @@ __global__ void __launch_bounds__(BLOCK, D <= 64 ? 4 : 2) flash(k_flash_spec f) 
     for (int n = 0; n < KEY_BLOCKS; n++) {
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        score[n][e] = power_of_2(score[n][e] - base[e / 2]);
+        score[n][e] = exp2f(score[n][e] - base[e / 2]);
         sum[e / 2] += score[n][e];
       }
       p[n][0] = pack2(score[n][0], score[n][1]);
