@@ -77,11 +77,15 @@ static bool least_change(const search *q, void (*change)(const search *, int, ru
 
 static bool fits_in_bf16(const search *q) {
   backend *be = q->m->be;
-  if (be->act != DT_F32) return false;
+  const backend before = *be;
+  if (be->precision == WAN_PRECISION_BF16) return false;
   run_cost c = {0};
-  be->act = DT_BF16; /* planning looks at nothing else of it */
+  be->precision = WAN_PRECISION_BF16; /* planning opens its own backend in this precision */
+  be->act = be->product = DT_BF16;
   bool fits = cost_least(q->m, q->s, &c) == WAN_OK && inside(&c, q->budget);
-  be->act = DT_F32;
+  be->precision = before.precision;
+  be->act = before.act;
+  be->product = before.product;
   return fits;
 }
 

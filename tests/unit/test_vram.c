@@ -160,6 +160,31 @@ static void test_refused(void **state) {
   close_session(&s);
 }
 
+/* Where bf16 would do, it is among the suggestions. */
+static void test_other_precision(void **state) {
+  (void)state;
+  if (!official) skip();
+  wan_context_params c;
+  wan_context_params_init(&c);
+  c.backend = "cuda";
+  c.plan_only = true;
+  wan_generate_params p = request();
+  uint64_t need[2];
+  for (int i = 0; i < 3; i++) { /* the need in bf16 and in f32, then f32 with a limit between the two */
+    session s = {0};
+    c.precision = i ? WAN_PRECISION_F32 : WAN_PRECISION_BF16;
+    c.device_limit = i < 2 ? GIB : (need[0] + need[1]) / 2;
+    assert_int_equal(wan_context_create(&c, &s.context), WAN_OK);
+    assert_int_equal(wan_model_open(s.context, scratch_path(&dir, "5B"), &s.model), WAN_OK);
+    wan_plan plan = plan_of(&s, &p);
+    assert_false(plan.fits);
+    if (i < 2) need[i] = highest(plan.device_memory_peak);
+    assert_int_equal(strstr(plan.refusal, "--precision bf16") != NULL, i == 2);
+    close_session(&s);
+  }
+  assert_true(need[0] < need[1]);
+}
+
 static void check_stage(const char *name, uint64_t planned, uint64_t used) {
   const double fixed = (double)DEVICE_LEAST_BYTES; /* the same on both sides */
   print_message("%s: planned %.1f MiB, used %.1f MiB\n", name, (double)planned / (1 << 20),
@@ -308,6 +333,7 @@ static void test_allocation(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_planned_peaks), cmocka_unit_test(test_refused),
-                                     cmocka_unit_test(test_device), cmocka_unit_test(test_allocation)};
+                                     cmocka_unit_test(test_other_precision), cmocka_unit_test(test_device),
+                                     cmocka_unit_test(test_allocation)};
   return cmocka_run_group_tests(tests, setup, teardown);
 }
