@@ -171,7 +171,7 @@ static void distance_from_bf16(bench *b, dit_run *r) {
   const int64_t n = tensor_count(&r->v[0]);
   float *host = random_host(b, 2 * n, 1);
   tensor_download(b->be, host, r->v[0]);
-  dit_set_exact(r->d, true);
+  dit_set_exact(r->d, true, b->o.keep);
   run_dit(b, r);
   tensor_download(b->be, host + n, r->v[0]);
   must(b, backend_status(b->be));
@@ -197,7 +197,7 @@ static void bench_dit(bench *b) {
     must(b, dit_text_create(r.d, TENSOR_OF(DT_F32, context, 100, c->text_dim), &r.text[i]));
   }
   repeat(b, run_dit, &r);
-  if (b->be->precision == WAN_PRECISION_FP8) distance_from_bf16(b, &r);
+  if (b->be->precision == WAN_PRECISION_FP8 && !b->be->dry) distance_from_bf16(b, &r);
   for (int i = 0; i < b->o.passes; i++) dit_text_free(r.text[i]);
   scope_end(b->be, mark);
   core_free(&b->ctx, context);

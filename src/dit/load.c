@@ -107,8 +107,8 @@ static void choose_residency(dit *d) {
 
 /* ---- Eight bits ---- */
 
-/* Blocks at each end that stay in the act dtype: the first read what nothing has evened out yet, the last's
- * errors nothing corrects. */
+/* Blocks at each end that stay in the act dtype. Clips of the demo model are 36 dB from f32 with one, 30 dB
+ * with none and 36 dB with two (docs/NUMERICS.md). */
 enum { EXACT_ENDS = 1 };
 
 static void set_coarse(dit_block *b, bool coarse) {
