@@ -350,7 +350,8 @@ void op_conv_into(backend *be, tensor x, const weight *w, const weight *bias, co
 /* Each frame: pixels replicated 2x2, then 3x3 convolution with padding 1: x [T,H,W,Ci] act into out
  * [T,2H,2W,Co] act or F32. */
 void op_upsample_conv_into(backend *be, tensor x, const weight *w, const weight *bias, tensor out);
-/* The shuffles below take act or F32 and keep the dtype; in the shortcuts x may have another dtype than out. */
+/* The shuffles below take act or F32 and keep the dtype; in the shortcuts x may have another dtype than out.
+ */
 /* [T, H, W, 2C] -> [2T, H, W, C]: channels [0,C) become frame 2t, [C,2C) frame 2t+1. */
 tensor op_time_unshuffle(backend *be, tensor x);
 void op_time_unshuffle_into(backend *be, tensor x, tensor out);

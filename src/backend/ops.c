@@ -589,10 +589,9 @@ tensor op_time_unshuffle(backend *be, tensor x) {
 }
 
 void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) {
-  bool ok = usable(x) && is_act(be, x) && is_act(be, out) && x.ndim == 4 && out.ndim == 4 &&
-            ft > 0 && fs > 0 && skip >= 0 && out.dim[0] <= x.dim[0] * ft - skip &&
-            out.dim[1] == x.dim[1] * fs && out.dim[2] == x.dim[2] * fs && x.dim[3] > 0 &&
-            (out.dim[3] * ft * fs * fs) % x.dim[3] == 0;
+  bool ok = usable(x) && is_act(be, x) && is_act(be, out) && x.ndim == 4 && out.ndim == 4 && ft > 0 &&
+            fs > 0 && skip >= 0 && out.dim[0] <= x.dim[0] * ft - skip && out.dim[1] == x.dim[1] * fs &&
+            out.dim[2] == x.dim[2] * fs && x.dim[3] > 0 && (out.dim[3] * ft * fs * fs) % x.dim[3] == 0;
   if (!require(be, ok, "dup_up_add", out, x)) return;
   double t0 = profile_start(be);
   settle(be, be->ops->dup_up_add(be, out, x, ft, fs, skip));
@@ -600,8 +599,8 @@ void op_dup_up_add(backend *be, tensor out, tensor x, int ft, int fs, int skip) 
 }
 
 void op_avg_down_add(backend *be, tensor out, tensor x, int ft, int fs) {
-  bool ok = usable(x) && is_act(be, x) && is_act(be, out) && x.ndim == 4 && out.ndim == 4 &&
-            ft > 0 && fs > 0 && out.dim[0] == (x.dim[0] + ft - 1) / ft && out.dim[1] * fs == x.dim[1] &&
+  bool ok = usable(x) && is_act(be, x) && is_act(be, out) && x.ndim == 4 && out.ndim == 4 && ft > 0 &&
+            fs > 0 && out.dim[0] == (x.dim[0] + ft - 1) / ft && out.dim[1] * fs == x.dim[1] &&
             out.dim[2] * fs == x.dim[2] && out.dim[3] > 0 && (x.dim[3] * ft * fs * fs) % out.dim[3] == 0;
   if (!require(be, ok, "avg_down_add", out, x)) return;
   double t0 = profile_start(be);
