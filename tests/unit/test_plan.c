@@ -45,8 +45,10 @@ static void test_memory(void **state) {
   if (wan_plan_generate(model, &gp, &plan) != WAN_OK) fail_msg("%s", wan_context_error(context));
   if (wan_generate(model, &gp, &result) != WAN_OK) fail_msg("%s", wan_context_error(context));
   for (int i = 0; i < WAN_STAGE_COUNT; i++)
-    if (plan.flops[i] > 0)
+    if (plan.flops[i] > 0) {
+      assert_true(plan.seconds[i] > 0 && plan.seconds[i] < 1e6);
       check_stage(wan_stage_name((wan_stage)i), plan.memory_peak[i], result.memory_peak[i]);
+    }
   assert_true(plan.flops[WAN_STAGE_DENOISE] > 0 && plan.flops[WAN_STAGE_DECODE] > 0);
   wan_model_close(model);
   wan_context_destroy(context);
