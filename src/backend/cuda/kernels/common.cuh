@@ -91,12 +91,6 @@ __device__ __forceinline__ const float *mod_entry(const k_mod &m, int64_t i, int
   return m.mod + ((int64_t)m.row[(m.offset + i) / m.per] * m.R + which) * c;
 }
 
-/* 2^x to 2 units in the last place; results below the normal numbers are 0 */
-__device__ __forceinline__ float power_of_2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);

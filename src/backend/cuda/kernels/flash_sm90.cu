@@ -64,6 +64,13 @@ __device__ __forceinline__ uint64_t matrix(unsigned at, unsigned between) {
          (uint64_t)1 << 62;
 }
 
+/* 2^x to 2 units in the last place; results below the normal numbers are 0 */
+__device__ __forceinline__ float power_of_2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /* Registers in this order: keeps the compiler from moving their uses over the wait in front. */
 template <int N> __device__ __forceinline__ void hold(float (&v)[N]) {
 #pragma unroll
