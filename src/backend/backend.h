@@ -1,4 +1,4 @@
-/* backend.h: the operation table. Model code calls op_*(); those wrappers (ops.c) check shapes and
+/* backend.h: the operation table. Model code calls op_*(); those wrappers (ops*.c) check shapes and
  * dtypes once, take the result's memory from the current scope, count time and work, and call the
  * backend's own function (struct backend_ops). A backend is a folder beside this file that fills the
  * table; only registry.c names them. `ref` is the specification: plain scalar C.
