@@ -206,7 +206,8 @@ static void test_dup_up_add(void **state) {
     int64_t co = unit * repeats, ci = co * fold / repeats; /* Ci = Co ft fs fs / r */
     dtype type = rig_type(r);
     twin x = TWIN(r, rig_type(r), rig_fill(r), T, h, w, ci);
-    twin out = TWIN(r, type, rig_fill(r), T * ft - skip, h * fs, w * fs, co);
+    int64_t n = rig_chance(r, 0.6) ? T * ft - skip : rig_int(r, 1, T * ft - skip); /* or only the first few */
+    twin out = TWIN(r, type, rig_fill(r), n, h * fs, w * fs, co);
     rig_note(r, " ft %d fs %d skip %d", ft, fs, skip);
     limit l = limit_f32(type, 1);
     l.scale = max_abs(x.ref) + max_abs(out.ref);
