@@ -103,7 +103,10 @@ class Measured:
         return text.strip()
 
     def run(self):
-        self.process.stdin.write("\n")
+        try:
+            self.process.stdin.write("\n")
+        except OSError:  # gone while it waited for its turn; line() says why
+            pass
         return float(self.line().split()[-1])
 
     def finish(self):
