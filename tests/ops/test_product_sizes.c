@@ -162,7 +162,8 @@ static void test_sizes(void **unused) {
         {1, 1, 35, 14336, 1040, 1, 1, 1, 1, false, false, ACT_SILU},
         {1, 1, 2300, 320, 321, 1, 1, 1, 1, false, false, ACT_GELU_TANH},
         {1, 1, 1, 4096, 257, 1, 1, 1, 1, false, false, ACT_NONE},
-        /* convolutions: more channels than are taken at a time (17 and 33 lines: parts of 6, 6, 5 and of 7, 7, 7, 7, 5), boxes with remainders */
+        /* convolutions: more channels than are taken at a time (17 and 33 lines: parts of 6, 6, 5 and of 7,
+           7, 7, 7, 5), boxes with remainders */
         {4, 9, 33, 544, 40, 3, 3, 3, 1, false, true, ACT_NONE},
         {3, 5, 17, 1042, 33, 3, 3, 3, 1, false, false, ACT_NONE},
         {3, 37, 341, 20, 12, 3, 3, 3, 1, false, true, ACT_NONE},
