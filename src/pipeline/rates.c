@@ -15,8 +15,9 @@ enum {
   PROBE = 1024,           /* side of the product that tells how large a sample may be */
   ROW_ELEMENTS = 8 << 20, /* of the operations that move memory: more than caches hold */
   ROW_CHANNELS = 1024,
-  RUNS_MOST = 10,
-  ROWS_LEAST = 16 /* of a sampled picture: work for every thread */
+  RUNS_MOST = 20,
+  LOAD_LEAST = 1 << 20, /* bytes of a weight whose loading can be timed once; smaller ones get the mean */
+  ROWS_LEAST = 16       /* of a sampled picture: work for every thread */
 };
 static const double SAMPLE_SECONDS = 0.02; /* a sample's length, */
 static const double SAMPLE_MOST = 0.3; /* at most, where it can't be made smaller without changing its rate */
@@ -253,7 +254,8 @@ static wan_status measure(rates *r, const dry_call *c) {
   double start = core_now();
   CORE_TRY(weight_group_acquire(r->be, &group));
   wan_status s = backend_sync(r->be);
-  if (s == WAN_OK && !find(r, &load)) s = remember(r, &load, core_now() - start);
+  if (s == WAN_OK && work_of(&load) >= LOAD_LEAST && !find(r, &load))
+    s = remember(r, &load, core_now() - start);
   if (s == WAN_OK) s = measure_call(r, c, &w);
   weight_group_release(r->be, &group, RESIDENCY_STREAM);
   return s;
