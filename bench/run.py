@@ -158,7 +158,11 @@ class Bench:
     def checkpoint(self, name):
         path = FOLDER / name
         if not (path / "done").exists():
-            subprocess.run([self.a.peer_python or sys.executable, str(ROOT / "tools/make_checkpoint.py"),
+            python = self.a.peer_python or sys.executable
+            if subprocess.run([python, "-c", "import numpy"], capture_output=True).returncode:
+                sys.exit("the cut-down checkpoints are made with NumPy: install python3-numpy, or give an interpreter "
+                         "that has it as PEER_PYTHON (--peer-python); `wan bench` needs neither")
+            subprocess.run([python, str(ROOT / "tools/make_checkpoint.py"),
                             *CHECKPOINTS[name], "--dtype", "bf16", "--vae-dtype", "bf16", "--fast", str(path)],
                            check=True, stdout=subprocess.DEVNULL)
             (path / "done").touch()
