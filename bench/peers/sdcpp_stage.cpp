@@ -1,5 +1,5 @@
-/* sdcpp_stage.cpp: one stage of Wan in stable-diffusion.cpp, timed like wan_bench_stages and printed in its form.
- * Built by bench/peers/sdcpp.sh against that project's sources.
+/* sdcpp_stage.cpp: one stage of Wan in stable-diffusion.cpp, timed like wan_bench_stages and printed in its
+ * form. Built by bench/peers/sdcpp.sh against that project's sources.
  *
  *   sdcpp_stage STAGE --model FILE [--threads N] [--runs N] [--type bf16|f16|f32|q8_0] [--flash 1]
  *               [--direct 1] [--stdin 1] [--warm first] [--cpu-time 1]
@@ -8,9 +8,9 @@
  *     vae-encode  --video F,H,W
  *     text        --tokens N        FILE is models_t5_umt5-xxl-enc-bf16.pth
  *
- * The program itself refuses transformers that have not 30 or 40 blocks and text encoders that have not 24: the
- * runners below are its own with the number of blocks of the file, which is the only change. Peak memory is the
- * process's. */
+ * The program itself refuses transformers that have not 30 or 40 blocks and text encoders that have not 24:
+ * the runners below are its own with the number of blocks of the file, which is the only change. Peak memory
+ * is the process's. */
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -65,14 +65,15 @@ static int count_blocks(const String2TensorStorage &map, const std::string &mark
   int blocks = 0;
   for (const auto &entry : map) {
     size_t at = entry.first.find(marker);
-    if (at != std::string::npos) blocks = std::max(blocks, 1 + atoi(entry.first.c_str() + at + marker.size()));
+    if (at != std::string::npos)
+      blocks = std::max(blocks, 1 + atoi(entry.first.c_str() + at + marker.size()));
   }
   return blocks;
 }
 
 struct CutWan : WAN::WanRunner {
-  CutWan(ggml_backend_t backend, const String2TensorStorage &map, const std::string &prefix, SDVersion version,
-         int pretended)
+  CutWan(ggml_backend_t backend, const String2TensorStorage &map, const std::string &prefix,
+         SDVersion version, int pretended)
       : WanRunner(backend, false, with_blocks(map, prefix, pretended), prefix, version) {
     free_params_ctx();
     alloc_params_ctx();
@@ -83,7 +84,8 @@ struct CutWan : WAN::WanRunner {
 };
 
 struct CutT5 : T5Runner {
-  CutT5(ggml_backend_t backend, const String2TensorStorage &map, const std::string &prefix, int64_t vocabulary)
+  CutT5(ggml_backend_t backend, const String2TensorStorage &map, const std::string &prefix,
+        int64_t vocabulary)
       : T5Runner(backend, false, map, prefix, true) {
     free_params_ctx();
     alloc_params_ctx();
@@ -135,11 +137,11 @@ struct Stage {
   void choose_type() {
     if (o.type.empty()) return;
     for (auto &entry : loader.get_tensor_storage_map())
-      if (ends_with(entry.first, "weight") && entry.second.n_dims > 1) entry.second.expected_type = type_of(o.type);
+      if (ends_with(entry.first, "weight") && entry.second.n_dims > 1)
+        entry.second.expected_type = type_of(o.type);
   }
 
-  template <class Runner>
-  void load(Runner &runner, const std::string &prefix) {
+  template <class Runner> void load(Runner &runner, const std::string &prefix) {
     std::map<std::string, ggml_tensor *> tensors;
     runner.set_flash_attention_enabled(o.flash);
     runner.set_conv2d_direct_enabled(o.direct);
@@ -153,11 +155,12 @@ struct Stage {
     getrusage(RUSAGE_SELF, &u);
     std::sort(seconds.begin(), seconds.end());
     if (seconds.empty()) die("no run");
-    printf("{\"stage\": \"%s\", \"backend\": \"stable-diffusion.cpp\", \"type\": \"%s\", \"flash\": %s, \"direct\": "
+    printf("{\"stage\": \"%s\", \"backend\": \"stable-diffusion.cpp\", \"type\": \"%s\", \"flash\": %s, "
+           "\"direct\": "
            "%s, \"threads\": %d, \"seconds\": %.6f, \"min\": %.6f, \"max\": %.6f, \"runs\": %zu, "
            "\"rss_peak_bytes\": %lld}\n",
-           o.stage.c_str(), o.type.c_str(), o.flash ? "true" : "false", o.direct ? "true" : "false", o.threads,
-           seconds[seconds.size() / 2], seconds.front(), seconds.back(), seconds.size(),
+           o.stage.c_str(), o.type.c_str(), o.flash ? "true" : "false", o.direct ? "true" : "false",
+           o.threads, seconds[seconds.size() / 2], seconds.front(), seconds.back(), seconds.size(),
            (long long)u.ru_maxrss * 1024);
   }
 
@@ -201,7 +204,8 @@ struct Stage {
     if (!loader.init_from_file_and_convert_name(o.model, "vae.", version)) die(o.model + ": can't be read");
     join_dimensions();
     choose_type();
-    WAN::WanVAERunner runner(backend, false, loader.get_tensor_storage_map(), "first_stage_model", false, version);
+    WAN::WanVAERunner runner(backend, false, loader.get_tensor_storage_map(), "first_stage_model", false,
+                             version);
     load(runner, "first_stage_model");
     std::shared_ptr<RNG> rng = std::make_shared<PhiloxRNG>();
     repeat([&](long long T) {
@@ -240,19 +244,30 @@ static Options parse(int argc, char **argv) {
   o.stage = argc > 1 ? argv[1] : "";
   for (int i = 2; i + 1 < argc; i += 2) {
     std::string key = argv[i], value = argv[i + 1];
-    if (key == "--model") o.model = value;
-    else if (key == "--type") o.type = value;
-    else if (key == "--warm") o.warm = value;
-    else if (key == "--threads") o.threads = atoi(value.c_str());
-    else if (key == "--runs") o.runs = atoi(value.c_str());
-    else if (key == "--tokens") o.tokens = atoi(value.c_str());
-    else if (key == "--flash") o.flash = value == "1";
-    else if (key == "--direct") o.direct = value == "1";
-    else if (key == "--cpu-time") o.cpu_time = value == "1";
-    else if (key == "--stdin") o.interactive = value == "1";
+    if (key == "--model")
+      o.model = value;
+    else if (key == "--type")
+      o.type = value;
+    else if (key == "--warm")
+      o.warm = value;
+    else if (key == "--threads")
+      o.threads = atoi(value.c_str());
+    else if (key == "--runs")
+      o.runs = atoi(value.c_str());
+    else if (key == "--tokens")
+      o.tokens = atoi(value.c_str());
+    else if (key == "--flash")
+      o.flash = value == "1";
+    else if (key == "--direct")
+      o.direct = value == "1";
+    else if (key == "--cpu-time")
+      o.cpu_time = value == "1";
+    else if (key == "--stdin")
+      o.interactive = value == "1";
     else if (key == "--latent" || key == "--video") {
       if (sscanf(value.c_str(), "%lld,%lld,%lld", &o.dim[0], &o.dim[1], &o.dim[2]) != 3) die("three numbers");
-    } else die("unknown option " + key);
+    } else
+      die("unknown option " + key);
   }
   return o;
 }
@@ -265,8 +280,12 @@ int main(int argc, char **argv) {
   Stage s;
   s.o = parse(argc, argv);
   sd_set_log_callback(on_log, nullptr);
-  if (s.o.stage == "dit") s.dit();
-  else if (s.o.stage == "vae-decode" || s.o.stage == "vae-encode") s.vae(s.o.stage == "vae-decode");
-  else if (s.o.stage == "text") s.text();
-  else die("the stage is dit, vae-decode, vae-encode or text");
+  if (s.o.stage == "dit")
+    s.dit();
+  else if (s.o.stage == "vae-decode" || s.o.stage == "vae-encode")
+    s.vae(s.o.stage == "vae-decode");
+  else if (s.o.stage == "text")
+    s.text();
+  else
+    die("the stage is dit, vae-decode, vae-encode or text");
 }
