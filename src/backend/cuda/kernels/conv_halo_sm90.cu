@@ -9,7 +9,7 @@
  *
  * Blocks stay and go through the tiles: while the last results are stored, the next tile is on its way. Two
  * blocks form a cluster and share what they fetch of the weights, as in conv_sm90.cu. */
-#include "backend/cuda/kernels/sm90.cuh"
+#include "backend/cuda/kernels/conv_sm90.cuh"
 
 namespace {
 
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
       barrier_init(full_b + 8 * i, 1);
       barrier_init(empty_b + 8 * i, CONSUMERS * CLUSTER);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_made();
   }
   cluster_sync();
 
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
 #pragma unroll 1
         for (int tap = 0; tap < TAPS; tap += TB) {
           barrier_wait(full_b + 8 * b.stage, b.parity);
-          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+          products_begin();
 #pragma unroll
           for (int j = 0; j < TB; j++) {
             const int dy = (tap + j) / 3, dx = (tap + j) - 3 * dy;
@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
                 wgmma<BN>(acc[m], am + 2 * k, bm + 2 * k, step > 0 || tap + j > 0 || k > 0);
             }
           }
-          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+          products_commit();
+          products_wait<1>();
           if (last_b >= 0 && teller) barrier_arrive(empty_b + 8 * last_b, threadIdx.x % 128);
           if (last_a >= 0 && tap == 0 && threadIdx.x % 128 == 0) barrier_arrive(empty_a + 8 * last_a, rank);
           last_b = b.stage;
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
         last_a = a.stage;
         a.next();
       }
-      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      products_wait<0>();
       if (teller) barrier_arrive(empty_b + 8 * last_b, threadIdx.x % 128);
       if (threadIdx.x % 128 == 0) barrier_arrive(empty_a + 8 * last_a, rank);
 
@@ -215,7 +215,7 @@ bool run(k_stream s, encode_fn make, const k_conv_spec &c) {
     return false;
   const int clusters = min(g.pairs * g.groups, sms / CLUSTER);
   return launch_clusters(conv_halo<BN, KC, MT, TB, Out>, dim3((unsigned)(clusters * CLUSTER)), BLOCK,
-                         R::bytes, s, pixels, weights, c, g);
+                         R::bytes, CLUSTER, s, pixels, weights, c, g);
 }
 
 template <int KC, class Out> bool run_width(k_stream s, encode_fn make, const k_conv_spec &c) {

@@ -9,7 +9,7 @@
  * One warp feeds a ring of stages, two warpgroups multiply, 64 pixels each. Two neighbouring blocks form a
  * cluster: they need the same weights, so each fetches half of them and the copy engine writes it to both.
  * A stage is refilled when the consumers of both blocks have left it. */
-#include "backend/cuda/kernels/sm90.cuh"
+#include "backend/cuda/kernels/conv_sm90.cuh"
 
 namespace {
 
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, CONSUMERS * CLUSTER);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_made();
   }
   cluster_sync();
 
@@ -103,17 +103,17 @@ __global__ void __launch_bounds__(BLOCK, 1)
       barrier_wait(full + 8 * stage, parity);
       const unsigned a = base + stage * R::stage_bytes;
       const uint64_t am = matrix<KC>(a + warpgroup * 64 * KC * 2), bm = matrix<KC>(a + R::a_bytes);
-      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+      products_begin();
 #pragma unroll
       for (int k = 0; k < KC / 16; k++)
         wgmma<BN>(acc, am + 2 * k, bm + 2 * k, step > 0 || k > 0); /* 16 channels are 32 bytes */
-      asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+      products_commit();
+      products_wait<1>();
       if (step > 0 && threadIdx.x % 128 < CLUSTER) barrier_arrive(empty + 8 * last, threadIdx.x % 128);
       last = stage;
       if (++stage == R::stages) stage = 0, parity ^= 1;
     }
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    products_wait<0>();
     if (threadIdx.x % 128 < CLUSTER) barrier_arrive(empty + 8 * last, threadIdx.x % 128);
 
     /* acc[4j + e]: pixel warp*16 + lane/4 + 8*(e/2), output 8j + 2*(lane%4) + e%2 */
@@ -166,7 +166,8 @@ template <int BN, int KC, class Out> bool run(k_stream s, encode_fn make, const 
     return false;
   dim3 grid((unsigned)((g.tiles + CLUSTER - 1) / CLUSTER * CLUSTER), (unsigned)((c.co + BN - 1) / BN),
             (unsigned)phases);
-  return launch_clusters(conv_wgmma<BN, KC, Out>, grid, BLOCK, ring<BN, KC>::bytes, s, pixels, weights, c, g);
+  return launch_clusters(conv_wgmma<BN, KC, Out>, grid, BLOCK, ring<BN, KC>::bytes, CLUSTER, s, pixels,
+                         weights, c, g);
 }
 
 template <int KC, class Out> bool run_width(k_stream s, encode_fn make, const k_conv_spec &c) {

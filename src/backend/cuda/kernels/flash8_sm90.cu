@@ -13,11 +13,10 @@
  * A block is 128 queries of one head: a producer that fetches tiles of 128 keys and values, and two
  * warpgroups of 64 queries. The next tile's scores are issued together with this tile's sum over values, and
  * softmax runs beside the latter. */
-#include "backend/cuda/kernels/barriers.cuh"
 #include "backend/cuda/kernels/common.cuh"
+#include "backend/cuda/kernels/sm90.cuh"
 #include "backend/cuda/kernels/wgmma8.cuh"
 
-#include <cuda.h>
 #include <cuda_fp8.h>
 
 namespace {
@@ -179,36 +178,6 @@ struct job {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ void copy_tile(unsigned to, const CUtensorMap *map, unsigned barrier, int x,
-                                          int y) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-               "[%1, {%3, %4}], [%2];" ::"r"(to),
-               "l"(map), "r"(barrier), "r"(x), "r"(y)
-               : "memory");
-}
-/* Rows of 128 bytes, swizzled over 128 bytes; groups of 8 rows follow each other. */
-__device__ __forceinline__ uint64_t matrix(unsigned at) {
-  return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
-         (uint64_t)1 << 62;
-}
-template <int N> __device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-__device__ __forceinline__ void products_begin() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void products_end() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-/* What the tensor cores write behind the compiler's back is not read before this, nor kept elsewhere. */
-__device__ __forceinline__ void settled(float (&v)[64]) {
-#pragma unroll
-  for (int i = 0; i < 64; i++) asm volatile("" : "+f"(v[i])::"memory");
-}
-__device__ __forceinline__ void settled(int (&v)[64]) {
-#pragma unroll
-  for (int i = 0; i < 64; i++) asm volatile("" : "+r"(v[i])::"memory");
-}
 __device__ __forceinline__ float power_of_2(float x) {
   float y;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -236,7 +205,7 @@ __device__ __forceinline__ void scores(int (&s)[64], uint64_t q, uint64_t k) {
   products_begin();
 #pragma unroll
   for (int i = 0; i < D / 32; i++) wgmma_s8(s, q + 2 * i, k + 2 * i, 1); /* 32 channels are 32 bytes */
-  products_end();
+  products_commit();
 }
 
 /* s becomes weights (as bits of f32); top, sum and shrink of this thread's two rows */
@@ -289,7 +258,7 @@ __device__ __forceinline__ void values(float (&o)[64], const unsigned (&p)[16], 
   products_begin();
 #pragma unroll
   for (int i = 0; i < TILE / 32; i++) wgmma_e4m3(o, p + 4 * i, v + 2 * i, i > 0);
-  products_end();
+  products_commit();
 }
 
 /* This warp's 16 queries, quantised, into the group's tile at `to`; scale[r] is that of this thread's rows.
@@ -338,7 +307,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
       barrier_init(k_empty + 8 * i, GROUPS);
       barrier_init(v_empty + 8 * i, GROUPS);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_made();
   }
   __syncthreads();
 
@@ -397,7 +366,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
     barrier_wait(k_full, 0);
     scores(s, q, matrix(k_at));
     products_wait<0>();
-    settled(s);
+    hold(s);
     take_keys();
     soften_tile(0);
     weights(s, p);
@@ -407,13 +376,13 @@ __global__ void __launch_bounds__(BLOCK, 1)
       barrier_wait(v_full + 8 * vs, vp);
       values(part, p, matrix(v_at + vs * TILE_BYTES));
       products_wait<1>();
-      settled(s);
+      hold(s);
       take_keys();
       const float shrink0 = shrink[0], shrink1 = shrink[1];
       soften_tile(t);
       if (t + 1 < j.tiles) barrier_wait(k_full + 8 * ks, kp);
       products_wait<0>();
-      settled(part);
+      hold(part);
       take_values();
       weights(s, p);
       add_part(shrink0, shrink1);
@@ -421,7 +390,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
     barrier_wait(v_full + 8 * vs, vp);
     values(part, p, matrix(v_at + vs * TILE_BYTES));
     products_wait<0>();
-    settled(part);
+    hold(part);
     add_part(shrink[0], shrink[1]);
 
     const int c = j.heads * D;
@@ -447,11 +416,6 @@ __global__ void __launch_bounds__(BLOCK, 1)
 }
 
 /* ---- The host's side ---- */
-
-typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                              const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
-                              CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                              CUtensorMapFloatOOBfill);
 
 bool encode(encode_fn make, CUtensorMap *map, void *data, int64_t width, int64_t rows) {
   const cuuint64_t dim[2] = {(cuuint64_t)width, (cuuint64_t)rows}, stride[1] = {(cuuint64_t)width};

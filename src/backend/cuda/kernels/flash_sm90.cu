@@ -9,11 +9,9 @@
  * latter product runs; and the two warpgroups take turns, so that one multiplies while the other
  * exponentiates. Weights stay in registers: as accumulators they lie as a product's first operand. The last
  * keys, of which some may not exist, come first, so that only the first tile is masked. */
-#include "backend/cuda/kernels/barriers.cuh"
 #include "backend/cuda/kernels/common.cuh"
+#include "backend/cuda/kernels/sm90.cuh"
 #include "backend/cuda/kernels/wgmma.cuh"
-
-#include <cuda.h>
 
 namespace {
 
@@ -40,13 +38,6 @@ struct flash_args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ void copy_tile(unsigned to, const CUtensorMap *map, unsigned barrier, int channel,
-                                          int row) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-               "[%1, {%3, %4}], [%2];" ::"r"(to),
-               "l"(map), "r"(barrier), "r"(channel), "r"(row)
-               : "memory");
-}
 /* Into both blocks of the cluster, at the same place. */
 __device__ __forceinline__ void copy_tile_to_both(unsigned to, const CUtensorMap *map, unsigned barrier,
                                                   int channel, int row) {
@@ -57,33 +48,11 @@ __device__ __forceinline__ void copy_tile_to_both(unsigned to, const CUtensorMap
       : "memory");
 }
 
-/* Descriptor of rows of 64 bf16 swizzled over 128 bytes, 8 rows every 1024 bytes. `between` is the distance
- * of column halves for an operand whose columns, not rows, are summed over; it means nothing otherwise. */
-__device__ __forceinline__ uint64_t matrix(unsigned at, unsigned between) {
-  return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)(between >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
-         (uint64_t)1 << 62;
-}
-
 /* 2^x to 2 units in the last place; results below the normal numbers are 0 */
 __device__ __forceinline__ float power_of_2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-/* Registers in this order: keeps the compiler from moving their uses over the wait in front. */
-template <int N> __device__ __forceinline__ void hold(float (&v)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) asm volatile("" : "+f"(v[i])::"memory");
-}
-__device__ __forceinline__ void products_begin() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void products_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int N> __device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
 /* The two warpgroups' turns at the matrix units. */
@@ -98,7 +67,7 @@ __device__ __forceinline__ void turn_give(int warpgroup) {
 __device__ __forceinline__ void scores(float (&score)[KEYS / 2], unsigned q, unsigned k) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const uint64_t a = matrix(q + half * QUERIES * HALF * 2, 16), b = matrix(k + half * KEYS * HALF * 2, 16);
+    const uint64_t a = matrix(q + half * QUERIES * HALF * 2), b = matrix(k + half * KEYS * HALF * 2);
 #pragma unroll
     for (int i = 0; i < HALF / 16; i++)
       wgmma<KEYS>(score, a + 2 * i, b + 2 * i, half > 0 || i > 0); /* 16 channels are 32 bytes */
@@ -173,7 +142,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
       barrier_init(v_full + 8 * i, 1);
       barrier_init(v_empty + 8 * i, CONSUMERS * CLUSTER);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_made();
   }
   cluster_sync();
 
@@ -278,11 +247,6 @@ __global__ void __launch_bounds__(BLOCK, 1)
 #endif
 }
 
-typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                              const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
-                              CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                              CUtensorMapFloatOOBfill);
-
 /* [rows, width], fetched `box` rows of 64 channels at a time; rows that don't exist arrive as zeros. */
 bool encode(encode_fn make, CUtensorMap *map, const void *data, int64_t rows, int64_t width, unsigned box) {
   const cuuint64_t dim[2] = {(cuuint64_t)width, (cuuint64_t)rows}, stride[1] = {(cuuint64_t)width * 2};
@@ -305,9 +269,6 @@ bool k_flash_sm90(k_stream s, void *encoder, const k_flash_spec *f) {
       !encode(make, &k, f->k, f->lk, width, KEYS / CLUSTER) ||
       !encode(make, &v, f->v, f->lk, width, KEYS / CLUSTER))
     return false;
-  if (cudaFuncSetAttribute(flash_wgmma, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES) !=
-      cudaSuccess)
-    return false;
   const flash_args args = {(bf16 *)f->out,
                            width,
                            (int)f->lq,
@@ -315,16 +276,6 @@ bool k_flash_sm90(k_stream s, void *encoder, const k_flash_spec *f) {
                            (int)((f->lk + KEYS - 1) / KEYS),
                            f->scale * 1.4426950408889634f};
   const int64_t blocks = (f->lq + QUERIES - 1) / QUERIES;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = CLUSTER;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((unsigned)((blocks + CLUSTER - 1) / CLUSTER * CLUSTER), (unsigned)f->heads);
-  config.blockDim = dim3(BLOCK);
-  config.dynamicSmemBytes = SHARED_BYTES;
-  config.stream = s;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, flash_wgmma, q, k, v, args) == cudaSuccess;
+  const dim3 grid((unsigned)((blocks + CLUSTER - 1) / CLUSTER * CLUSTER), (unsigned)f->heads);
+  return launch_clusters(flash_wgmma, grid, BLOCK, SHARED_BYTES, CLUSTER, s, q, k, v, args);
 }
