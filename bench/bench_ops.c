@@ -12,9 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "backend/backend.h"
+#include "measure.h"
 
 enum { RUNS_MAX = 1000, ROW_BYTES = 64 };
 
@@ -42,8 +42,7 @@ static void check(bench *b) {
 /* ---- Operands: uniform with unit variance; zeros run faster than real data on some hardware ---- */
 
 static float next_random(bench *b) {
-  b->state = b->state * 6364136223846793005u + 1442695040888963407u;
-  return ((float)(b->state >> 40) / 8388608.0f - 1.0f) * 1.7320508f;
+  return measure_random(&b->state) * 1.7320508f;
 }
 
 static void *random_host(bench *b, dtype type, int64_t n, float scale) {
@@ -107,31 +106,19 @@ typedef struct operands {
 } operands;
 typedef void run_fn(bench *b, const operands *o);
 
-static double now(const bench *b) {
-  if (!b->cpu_time) return core_now();
-  struct timespec t;
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static timing measure(bench *b, run_fn *run, const operands *o) {
   double s[RUNS_MAX], start = core_now();
   int n = -1; /* the first run is not counted: it compiles kernels and touches memory */
   for (; n < 3 || (n < RUNS_MAX && core_now() - start < b->budget); n++) {
-    double t0 = now(b);
+    double t0 = measure_now(b->cpu_time);
     scope_mark mark = scope_begin(b->be);
     run(b, o);
     scope_end(b->be, mark);
     backend_sync(b->be);
-    if (n >= 0) s[n] = now(b) - t0;
+    if (n >= 0) s[n] = measure_now(b->cpu_time) - t0;
   }
   check(b);
-  qsort(s, (size_t)n, sizeof *s, by_value);
+  qsort(s, (size_t)n, sizeof *s, measure_by_value);
   return (timing){s[n / 2], s[0]};
 }
 

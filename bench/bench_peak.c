@@ -10,9 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "core/ctx.h"
+#include "measure.h"
 
 #ifdef WAN_HAVE_CPU
 #include "backend/cpu/dnnl_compat.h"
@@ -43,27 +43,16 @@ static void *array(bench *b, size_t bytes) {
   return p;
 }
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-static double now(const bench *b) {
-  struct timespec t;
-  if (!b->cpu_time || clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t)) return core_now();
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Median time of body(arg) after a run that is not counted. */
 static double median(bench *b, void (*body)(bench *, void *), void *arg) {
   double s[RUNS_MAX], start = core_now();
   int n = -1;
   for (; n < 3 || (n < RUNS_MAX && core_now() - start < b->seconds); n++) {
-    double t = now(b);
+    double t = measure_now(b->cpu_time);
     body(b, arg);
-    if (n >= 0) s[n] = now(b) - t;
+    if (n >= 0) s[n] = measure_now(b->cpu_time) - t;
   }
-  qsort(s, (size_t)n, sizeof *s, by_value);
+  qsort(s, (size_t)n, sizeof *s, measure_by_value);
   return s[n / 2];
 }
 
@@ -80,8 +69,7 @@ static dnnl_memory_t operand(bench *b, cpu_md_in md, bool bf16) {
   char *data = array(b, bytes);
   uint64_t state = 1;
   for (size_t i = 0; i < bytes / (bf16 ? 2 : 4); i++) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    float v = (float)(state >> 40) / 8388608.0f - 1.0f;
+    float v = measure_random(&state);
     uint32_t bits;
     memcpy(&bits, &v, sizeof bits);
     uint16_t half = (uint16_t)(bits >> 16);

@@ -23,10 +23,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include "backend/profile.h"
 #include "dit/dit.h"
+#include "measure.h"
 #include "text/text.h"
 #include "vae/vae.h"
 
@@ -61,8 +61,7 @@ static void must(bench *b, wan_status s) {
 
 /* Uniform in [-1.7, 1.7]: unit variance is what latents and contexts have. */
 static float next_random(bench *b) {
-  b->state = b->state * 6364136223846793005u + 1442695040888963407u;
-  return ((float)(b->state >> 40) / 8388608.0f - 1.0f) * 1.7320508f;
+  return measure_random(&b->state) * 1.7320508f;
 }
 
 static float *random_host(bench *b, int64_t n, float scale) {
@@ -81,18 +80,13 @@ static tensor random_tensor(bench *b, int64_t n0, int64_t n1, int64_t n2, int64_
   return t;
 }
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static const char *const precisions[] = {
     [WAN_PRECISION_BF16] = "bf16", [WAN_PRECISION_F32] = "f32", [WAN_PRECISION_FP8] = "fp8"};
 
 static void report(bench *b, double *seconds, int runs) {
   struct rusage u;
   getrusage(RUSAGE_SELF, &u);
-  qsort(seconds, (size_t)runs, sizeof *seconds, by_value);
+  qsort(seconds, (size_t)runs, sizeof *seconds, measure_by_value);
   double median = seconds[runs / 2], flops = 0;
   printf(
       "{\"stage\": \"%s\", \"backend\": \"%s\", \"precision\": \"%s\", \"threads\": %d, \"seconds\": %.6f, "
@@ -113,18 +107,12 @@ static void report(bench *b, double *seconds, int runs) {
   fflush(stdout);
 }
 
-static double now(const bench *b) {
-  struct timespec t;
-  if (!b->o.cpu_time || clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t)) return core_now();
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static double run_once(bench *b, void (*body)(bench *, void *), void *arg) {
   scope_mark mark = scope_begin(b->be);
-  double start = now(b);
+  double start = measure_now(b->o.cpu_time);
   body(b, arg);
   must(b, backend_sync(b->be));
-  double seconds = now(b) - start;
+  double seconds = measure_now(b->o.cpu_time) - start;
   scope_end(b->be, mark);
   return seconds;
 }
